@@ -1,0 +1,139 @@
+"""The model zoo: well-known networks, built in PyTorch with seeded weights and exported to ONNX.
+
+One line of the registry below is one network. Its `file` is a module of this folder that offers
+``network(input_shape, classes, **options) -> torch.nn.Module``. To add a network, write that file and one line here.
+Reading the registry does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ZooEntry", "names", "describe", "build", "blueprint", "export"]
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One network of the zoo.
+
+    Attributes:
+        name: What the user calls it.
+        input_shape: Channels, height and width of one image.
+        classes: Number of logits.
+        params: Learned values; running statistics do not count.
+        macs: Multiply-accumulates of the convolutions and dense layers for one image.
+        file: The module of this folder that defines the network.
+        options: What to hand to that module's ``network`` beside the input shape and the classes.
+        description: Where the network comes from, in one line.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    classes: int
+    params: int
+    macs: int
+    file: str
+    options: Mapping[str, object] = field(hash=False)
+    description: str
+
+
+_IMAGENET = ((3, 224, 224), 1000)
+_CIFAR = ((3, 32, 32), 10)
+_RESNET = "He et al. 2015, Deep Residual Learning for Image Recognition"
+_VGG = "Simonyan and Zisserman 2014, Very Deep Convolutional Networks for Large-Scale Image Recognition"
+_MOBILENET_V1 = "Howard et al. 2017, MobileNets: Efficient CNNs for Mobile Vision Applications"
+_MOBILENET_V2 = "Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks"
+
+_ZOO = {
+    entry.name: entry
+    for entry in (
+        ZooEntry("resnet18", *_IMAGENET, 11_689_512, 1_814_073_344, "resnet", {"depth": 18}, _RESNET),
+        ZooEntry("resnet34", *_IMAGENET, 21_797_672, 3_663_761_408, "resnet", {"depth": 34}, _RESNET),
+        ZooEntry("resnet50", *_IMAGENET, 25_557_032, 4_089_184_256, "resnet", {"depth": 50}, _RESNET),
+        ZooEntry("vgg16", *_IMAGENET, 138_357_544, 15_470_264_320, "vgg", {"normed": False}, _VGG),
+        ZooEntry("vgg16_bn", *_IMAGENET, 138_365_992, 15_470_264_320, "vgg", {"normed": True}, _VGG),
+        ZooEntry("mobilenet_v1", *_IMAGENET, 4_231_976, 568_740_352, "mobilenet", {"version": 1}, _MOBILENET_V1),
+        ZooEntry("mobilenet_v2", *_IMAGENET, 3_504_872, 300_774_272, "mobilenet", {"version": 2}, _MOBILENET_V2),
+        ZooEntry("resnet18_cifar", *_CIFAR, 11_173_962, 555_422_720, "resnet", {"depth": 18}, _RESNET),
+        ZooEntry("resnet34_cifar", *_CIFAR, 21_282_122, 1_159_402_496, "resnet", {"depth": 34}, _RESNET),
+        ZooEntry("resnet50_cifar", *_CIFAR, 23_520_842, 1_297_829_888, "resnet", {"depth": 50}, _RESNET),
+        ZooEntry("vgg16_cifar", *_CIFAR, 14_719_818, 313_201_664, "vgg", {"normed": False}, _VGG),
+        ZooEntry("vgg16_bn_cifar", *_CIFAR, 14_728_266, 313_201_664, "vgg", {"normed": True}, _VGG),
+        ZooEntry("mobilenet_v1_cifar", *_CIFAR, 3_217_226, 46_354_432, "mobilenet", {"version": 1}, _MOBILENET_V1),
+        ZooEntry("mobilenet_v2_cifar", *_CIFAR, 2_236_682, 87_976_448, "mobilenet", {"version": 2}, _MOBILENET_V2),
+        ZooEntry("cifar_resnet20", *_CIFAR, 269_722, 40_551_040, "cifar_resnet", {"depth": 20}, _RESNET),
+        ZooEntry("cifar_resnet32", *_CIFAR, 464_154, 68_862_592, "cifar_resnet", {"depth": 32}, _RESNET),
+        ZooEntry("cifar_resnet44", *_CIFAR, 658_586, 97_174_144, "cifar_resnet", {"depth": 44}, _RESNET),
+        ZooEntry("cifar_resnet56", *_CIFAR, 853_018, 125_485_696, "cifar_resnet", {"depth": 56}, _RESNET),
+        ZooEntry("cifar_resnet110", *_CIFAR, 1_727_962, 252_887_680, "cifar_resnet", {"depth": 110}, _RESNET),
+    )
+}
+
+
+def names() -> list[str]:
+    """List the names of all networks, in the order of the registry."""
+    return list(_ZOO)
+
+
+def describe(name: str) -> ZooEntry:
+    """Look a network up by its name."""
+    if name not in _ZOO:
+        close = difflib.get_close_matches(name, _ZOO, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"no model named {name!r} in the zoo; {hint}'onnxprune models list' shows them all")
+    return _ZOO[name]
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Build a network in eval mode; the same seed gives the same weights, bit for bit."""
+    from .initial import initialize
+
+    return initialize(blueprint(name), describe(name).input_shape, seed)
+
+
+def export(
+    name: str,
+    path: Path | str,
+    *,
+    exporter: str = "torchscript",
+    seed: int = 0,
+    weights: Path | str | None = None,
+    batch: int | None = None,
+) -> None:
+    """Write a network as an ONNX file with the input ``image`` and the output ``logits``.
+
+    Args:
+        name: A name from `names`.
+        path: The file to write; an existing one is replaced.
+        exporter: Either "torchscript" or "dynamo".
+        seed: Draws the weights where no file gives them.
+        weights: A state dict (.safetensors, .pt or .pth) to use instead of drawn weights.
+        batch: Fixes the batch size; left out, it stays dynamic.
+    """
+    from .exporter import check_request, load_weights, write_onnx
+
+    shape = describe(name).input_shape
+    check_request(Path(path), exporter, batch)
+    net = build(name, seed) if weights is None else load_weights(blueprint(name), Path(weights))
+    write_onnx(net, shape, Path(path), exporter=exporter, batch=batch)
+
+
+def blueprint(name: str) -> nn.Module:
+    """Lay a network out on the meta device: every shape, no memory, no random draw."""
+    import torch
+
+    entry = describe(name)
+    module = importlib.import_module(f".{entry.file}", __package__)
+    with torch.device("meta"):
+        net: nn.Module = module.network(entry.input_shape, entry.classes, **entry.options)
+    return net.eval()

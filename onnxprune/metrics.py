@@ -1,0 +1,248 @@
+"""What a plan costs, by counting: no surgery, many plans at once.
+
+Every cost is a sum of products of axis sizes, and every axis size is linear in the number of channels kept per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from onnxprune.channels import Channels
+from onnxprune.ops import FREE_OF_MACS, RULES, rule_for
+from onnxprune.ops.rule import Axes, Factor, Key
+from onnxprune.shapes import is_default_domain, is_weight, numbers
+from onnxprune.weights import byte_size, item_size
+
+Floats = npt.NDArray[np.float64]
+METRICS = ("macs", "params", "file_bytes", "activation_bytes")
+CHUNK = 4_000_000  # numbers of a table of plans by terms that are held at once
+
+
+@dataclass(frozen=True)
+class NodeMacs:
+    """The multiply-accumulates of one node.
+
+    Attributes:
+        node: its index.
+        macs: how many.
+        is_free: whether any of its channel axes can shrink.
+        reason: index of the reason why its output channels stay, -1 where they are free.
+    """
+
+    node: int
+    macs: int
+    is_free: bool
+    reason: int
+
+
+class Sum:
+    """A sum of products of axis sizes.
+
+    Args:
+        variable: column of each axis id among the sizes that change, -1 for axes that never do.
+        channels: gives the fixed sizes.
+        terms: products, each a coefficient and the axes to multiply.
+    """
+
+    def __init__(self, table: _AxisTable, terms: Sequence[tuple[float, Sequence[Factor]]]) -> None:
+        self.coefficients = np.ones(len(terms))
+        columns: list[list[int]] = []
+        for row, (coefficient, factors) in enumerate(terms):
+            product = float(coefficient)
+            changing = []
+            for axes, axis in factors:
+                column = table.column(axes, axis)
+                if column < 0:
+                    product *= axes.shape[axis]
+                else:
+                    changing.append(column)
+            self.coefficients[row] = product
+            columns.append(changing)
+        width = max(map(len, columns), default=0)
+        self.columns = np.full((len(terms), width), table.one, np.int64)
+        for row, changing in enumerate(columns):
+            self.columns[row, : len(changing)] = changing
+
+    def terms(self, sizes: Floats) -> Floats:
+        """Give each product for each plan, (plans, terms), from sizes (plans, changing axes + 1)."""
+        result = np.broadcast_to(self.coefficients, (len(sizes), len(self.coefficients))).copy()
+        for column in self.columns.T:
+            result *= sizes[:, column]
+        return result
+
+
+class _AxisTable:
+    """Sizes of the axes that can change, as linear functions of the channels kept per group."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._first: dict[Key, int] = {}
+        total = 0
+        for key, axes in channels.axes.items():
+            self._first[key] = total
+            total += len(axes)
+        changing = np.unique(np.concatenate([*(g.axes for g in channels.groups), np.empty(0, np.int64)]))
+        self._columns = np.full(total + 1, -1, np.int64)
+        self._columns[changing] = np.arange(len(changing))
+        self.one = len(changing)  # the column of a size that is always 1
+        self.per_channel = np.zeros((len(channels.groups), len(changing) + 1))
+        for row, group in enumerate(channels.groups):
+            self.per_channel[row, self._columns[group.axes]] = group.multiplicity
+        self.fixed = np.zeros(len(changing) + 1)
+        lengths = np.bincount(channels.axis_of, minlength=total)[changing]
+        widths = np.asarray([g.width for g in channels.groups], np.float64)
+        self.fixed[:-1] = lengths - (widths @ self.per_channel)[:-1]
+        self.fixed[-1] = 1
+
+    def column(self, axes: Axes, axis: int) -> int:
+        return int(self._columns[self._first[axes.key] + axis])
+
+    def sizes(self, counts: Floats) -> Floats:
+        """Give the size of every changing axis, and a column of ones, for each plan."""
+        result: Floats = self.fixed + counts @ self.per_channel
+        return result
+
+
+class Costs:
+    """The costs of plans for one model: ``costs.of(counts)``.
+
+    MACs are the multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and recurrent nodes; params are stored
+    numbers other than integers that describe shapes; activation bytes are the most that is alive at once when nodes
+    run in the order of the file (inputs and outputs included, in-place work not).
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self._table = _AxisTable(channels)
+        macs = [(index, factors) for index in range(len(channels.model.graph.nodes)) for factors in self._macs(index)]
+        self._macs_nodes = [index for index, _ in macs]
+        self._macs_factors = [factors for _, factors in macs]
+        self._macs_sum = Sum(self._table, [(1, factors) for factors in self._macs_factors])
+        self._set_up_params()
+        self._set_up_activations()
+
+    def of(self, counts: npt.ArrayLike) -> dict[str, Floats]:
+        """Cost plans, given the channels they keep per group.
+
+        Args:
+            counts: (plans, groups), or (groups,) for one plan; fractions are allowed.
+
+        Returns:
+            Per metric an array (plans,).
+        """
+        table = np.atleast_2d(np.asarray(counts, np.float64))
+        rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self._table.one))
+        parts = [self._of_rows(table[start : start + rows]) for start in range(0, len(table), rows)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+
+    def _of_rows(self, counts: Floats) -> dict[str, Floats]:
+        sizes = self._table.sizes(counts)
+        params = self._param_sum.terms(sizes)
+        alive = np.cumsum(self._activation_sum.terms(sizes) @ self._steps, axis=1)
+        return {
+            "macs": self._macs_sum.terms(sizes).sum(axis=1),
+            "params": params @ self._is_param,
+            "file_bytes": self._other_bytes + params @ self._bytes_each,
+            "activation_bytes": alive.max(axis=1, initial=0),
+        }
+
+    def per_node(self) -> list[NodeMacs]:
+        """List the nodes that multiply and accumulate, uncut, with what holds their output channels."""
+        full = self._macs_sum.terms(self._table.sizes(np.asarray([[g.width for g in self.channels.groups]], float)))[0]
+        found: dict[int, NodeMacs] = {}
+        for index, factors, macs in zip(self._macs_nodes, self._macs_factors, full, strict=True):
+            before = found.get(index)
+            is_free = any(self._table.column(axes, axis) >= 0 for axes, axis in factors)
+            out, axis = factors[0]
+            reason = self.channels.reason_of[out[axis]]
+            held = int(reason.max(initial=-1)) if (reason >= 0).all() else -1
+            found[index] = NodeMacs(
+                index,
+                round(macs) + (before.macs if before else 0),
+                is_free or (before is not None and before.is_free),
+                held,
+            )
+        return list(found.values())
+
+    def uncounted(self) -> list[str]:
+        """Name the operators that may compute but that no rule can count."""
+        return sorted(
+            {
+                node.op if is_default_domain(node.domain) else f"{node.domain}.{node.op}"
+                for node in self.channels.model.graph.nodes
+                if rule_for(node) is None and not (is_default_domain(node.domain) and node.op in FREE_OF_MACS)
+            }
+        )
+
+    def _macs(self, index: int) -> list[list[Factor]]:
+        node = self.channels.model.graph.nodes[index]
+        rule = RULES.get(node.op) if is_default_domain(node.domain) else None
+        if rule is None or index in self.channels.model.size_nodes:
+            return []
+        view = self.channels.view(index)
+        names = [(t.name, axes) for t, axes in zip([*node.inputs, *node.outputs], [*view.inputs, *view.outputs])]
+        return [] if any(name and axes is None for name, axes in names) else rule.macs(view)
+
+    def _set_up_params(self) -> None:
+        model = self.channels.model
+        terms: list[tuple[float, Sequence[Factor]]] = []
+        is_param, bytes_each = [], []
+        changing_bytes = 0
+        for name, tensor in model.stored.items():
+            readers = self.channels.readers.get(name)
+            axes = self.channels.axes.get(readers[0] if readers else name)
+            counted = tensor.data_type not in NOT_PARAMS
+            if axes is None:
+                if counted:
+                    terms.append((numbers(tensor.dims), []))
+                    is_param.append(1.0)
+                    bytes_each.append(0.0)
+                continue
+            terms.append((1, [(axes, axis) for axis in range(len(axes))]))
+            is_param.append(float(counted))
+            total = numbers(tensor.dims)
+            bytes_each.append(byte_size(tensor) / total if total else 0.0)
+            changing_bytes += byte_size(tensor)
+        self._param_sum = Sum(self._table, terms)
+        self._is_param = np.asarray(is_param)
+        self._bytes_each = np.asarray(bytes_each)
+        self._other_bytes = _file_bytes(self.channels) - changing_bytes
+
+    def _set_up_activations(self) -> None:
+        model = self.channels.model
+        nodes = model.graph.nodes
+        first: dict[str, int] = dict.fromkeys(model.bound, 0)
+        last: dict[str, int] = dict.fromkeys(model.bound, 0)
+        for step, node in enumerate(nodes):
+            for tensor in node.outputs:
+                if tensor.name not in model.stored and tensor.name not in self.channels.aliases.root:
+                    first[tensor.name] = last[tensor.name] = step
+            for tensor in node.inputs:
+                last[tensor.name] = step
+        for tensor in model.graph.outputs:
+            last[tensor.name] = max(len(nodes) - 1, 0)
+        known = [(name, axes) for name in first if (axes := self.channels.axes.get(name)) is not None]
+        self._activation_sum = Sum(
+            self._table,
+            [(item_size(model.types.get(name, 1)), [(a, i) for i in range(len(a))]) for name, a in known],
+        )
+        rows = np.repeat(np.arange(len(known)), 2)
+        steps = np.asarray([(first[name], last[name] + 1) for name, _ in known], np.int64).reshape(-1)
+        signs = np.tile([1.0, -1.0], len(known))
+        self._steps = csr_array((signs, (rows, steps)), shape=(len(known), len(nodes) + 1))
+
+
+NOT_PARAMS = frozenset({6, 7, 8, 9, 12, 13})
+"""ONNX element types of stored numbers that are sizes, indices or text: int32, int64, string, bool, uint32, uint64."""
+
+
+def _file_bytes(channels: Channels) -> int:
+    """Estimate the size of the model's file, external data included, without writing it."""
+    proto = channels.model.proto
+    large = [t for t in channels.model.stored.values() if is_weight(t)]
+    small = proto.ByteSize() - sum(t.ByteSize() for t in large)
+    return small + sum(map(byte_size, large))

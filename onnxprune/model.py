@@ -1,0 +1,258 @@
+"""Load, know and save a model: its graph (onnx-graphsurgeon), the sizes of its tensors, its weights on demand."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError, Message
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from onnxprune import shapes as sizes
+from onnxprune.errors import InputError
+from onnxprune.shapes import Run, Shape
+from onnxprune.weights import PACKED_TYPES, Array, byte_size, external_place, is_external, read
+
+OLDEST_OPSET = 7
+LARGEST_FILE = 1_900_000_000  # bytes; protobuf cannot write 2 GiB, larger models keep their weights beside the file
+
+
+@dataclass
+class Model:
+    """A model and what is known of it for one binding of its free input sizes.
+
+    Attributes:
+        proto: the file as read; large external weights stay on disk.
+        folder: where the file lies; external data is looked for here and nowhere else.
+        graph: the same graph in onnx-graphsurgeon; ``graph.nodes[i]`` is ``proto.graph.node[i]``.
+        opset: version of the ONNX standard's operators.
+        bound: shape of each input the user feeds.
+        shapes: shape of every tensor that is known, bound sizes included.
+        types: ONNX element type of every tensor that is known.
+        stored: the numbers the file holds: initializers and Constant nodes, by tensor name.
+        size_nodes: indices of the nodes that only compute with sizes.
+        size_values: what these nodes compute.
+        notes: what the user should know about how the model was read.
+    """
+
+    proto: ModelProto
+    folder: Path
+    graph: gs.Graph
+    opset: int
+    bound: dict[str, Shape]
+    shapes: dict[str, Shape]
+    types: dict[str, int]
+    stored: dict[str, TensorProto]
+    size_nodes: frozenset[int] = frozenset()
+    size_values: dict[str, Array] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def array(self, name: str) -> Array:
+        """Read the numbers of a stored tensor."""
+        return read(self.stored[name], self.folder)
+
+    def value(self, name: str) -> Array | None:
+        """Give the numbers of a tensor where they are small and known without running the model."""
+        if name in self.size_values:
+            return self.size_values[name]
+        tensor = self.stored.get(name)
+        if tensor is None or sizes.is_weight(tensor):
+            return None
+        return read(tensor, self.folder)
+
+    @property
+    def has_free_batch(self) -> bool:
+        """Whether the first axis of every input is free, so that the model runs at any batch size."""
+        declared = [sizes.declared_shape(value) for value in sizes.real_inputs(self.proto.graph)]
+        return bool(declared) and all(shape and not isinstance(shape[0], int) for shape in declared)
+
+
+def load(path: Path, run: Run, asked: Mapping[str, Sequence[int]] | None = None) -> Model:
+    """Read a model file and find the sizes of its tensors.
+
+    Args:
+        path: an ONNX file of opset 7 or later.
+        run: runs a model in memory once; used for what shape inference cannot tell.
+        asked: shapes for inputs whose sizes the file leaves free.
+
+    Raises:
+        InputError: missing, broken or contradictory file, unknown sizes.
+    """
+    return analyse(read_file(path), path.parent, run, asked or {})
+
+
+def read_file(path: Path) -> ModelProto:
+    """Parse a model file without its external data.
+
+    Raises:
+        InputError: it cannot be read or is not an ONNX model.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give the .onnx file itself")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty; export or download it again")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        raise InputError(f"{path} is not an ONNX file or is cut short; export or download it again") from error
+    if not model.graph.node and not model.graph.output:
+        raise InputError(f"{path} holds no ONNX graph; export or download it again")
+    return model
+
+
+def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Sequence[int]]) -> Model:
+    """Check a model and find the sizes of its tensors; see `load`."""
+    bound, notes = sizes.bind_inputs(proto.graph, asked)
+    bare = sizes.skeleton(proto, bound)
+    check(bare)
+    opset = next((o.version for o in proto.opset_import if sizes.is_default_domain(o.domain)), 0)
+    if 0 < opset < OLDEST_OPSET:
+        raise InputError(
+            f"the model uses opset {opset}; opset {OLDEST_OPSET} is the oldest supported, "
+            "convert it with onnx.version_converter"
+        )
+    for tensor in proto.graph.initializer:
+        if is_external(tensor):
+            external_place(tensor, folder)
+    shapes, types, contradiction = sizes.infer(bare)
+    stored = stored_tensors(proto)
+    for name, tensor in stored.items():
+        shapes[name], types[name] = tuple(tensor.dims), tensor.data_type
+    model = Model(proto, folder, gs.import_onnx(proto), opset, bound, shapes, types, stored, notes=notes)
+    _find_unknown(model, run, contradiction)
+    nodes = sizes.shape_arithmetic(proto.graph, shapes, types, stored)
+    try:
+        model.size_values = sizes.compute_sizes(proto, nodes, shapes, stored, run)
+        model.size_nodes = frozenset(nodes)
+    except InputError as error:
+        model.notes.append(f"shape arithmetic could not be computed, what it touches is left alone ({error})")
+    return model
+
+
+def check(bare: ModelProto) -> None:
+    """Run the checker of onnx on a skeleton.
+
+    Raises:
+        InputError: the model is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(bare)
+    except Exception as error:  # onnx raises types of its own here
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise InputError(f"not a valid ONNX model: {lines[0][:300] if lines else 'checker failed'}") from error
+
+
+def stored_tensors(proto: ModelProto) -> dict[str, TensorProto]:
+    """Collect the dense tensors a model stores: initializers, and Constant nodes by their output's name."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and sizes.is_default_domain(node.domain):
+            tensor = constant_tensor(node)
+            if tensor is not None:
+                stored[node.output[0]] = tensor
+    return stored
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """Give what a Constant node holds as a tensor, whichever attribute holds it (None: strings or sparse)."""
+    types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return attribute.t
+        if attribute.name in types:
+            value = onnx.helper.get_attribute_value(attribute)
+            return numpy_helper.from_array(np.asarray(value, types[attribute.name]), node.output[0])
+    return None
+
+
+def _find_unknown(model: Model, run: Run, contradiction: str | None) -> None:
+    """Probe for the shapes that inference left open; a model that cannot run keeps them unknown (they freeze)."""
+    names = [name for node in model.proto.graph.node for name in node.output if name and name not in model.shapes]
+    if not names and contradiction is None:
+        return
+    try:
+        results = sizes.probe(model.proto, model.folder, model.bound, names, run)
+    except InputError as error:
+        if contradiction is not None:
+            raise InputError(f"the shapes of the model contradict each other: {contradiction}") from error
+        model.notes.append(f"{len(names)} tensors have unknown shapes, what they touch is left alone ({error})")
+        return
+    for name, value in results.items():
+        if isinstance(value, np.ndarray):
+            model.shapes[name] = value.shape
+            model.types.setdefault(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def save(proto: ModelProto, path: Path, folder: Path) -> None:
+    """Write a model so that no reader ever sees half of it.
+
+    Weights go beside the file, as ``NAME.data``, where the source kept them so or the file would pass 2 GB.
+
+    Args:
+        proto: what to write; tensors that are still external lie in `folder`.
+        path: the new file.
+        folder: where the source model lies.
+    """
+    tensors = list(proto.graph.initializer)
+    outside = any(is_external(t) for t in tensors) or sum(map(byte_size, tensors)) > LARGEST_FILE
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        data = Path(scratch) / f"{path.name}.data"
+        written = _with_external_data(proto, data, folder) if outside else proto
+        file = Path(scratch) / path.name
+        file.write_bytes(written.SerializeToString())
+        if outside:
+            os.replace(data, path.with_name(data.name))
+        os.replace(file, path)
+
+
+def _with_external_data(proto: ModelProto, data: Path, folder: Path) -> ModelProto:
+    """Write the large weights to `data` one by one; returns the model that points there."""
+    written = ModelProto()
+    copy_fields(proto, written, skip=["graph"])
+    copy_fields(proto.graph, written.graph, skip=["initializer"])
+    with data.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if not sizes.is_weight(tensor):
+                written.graph.initializer.append(tensor)
+                continue
+            file.write(b"\0" * (-file.tell() % 4096))  # readers map the file, page by page
+            offset = file.tell()
+            raw = raw_bytes(tensor, folder)
+            file.write(raw)
+            place = written.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string
+            )
+            place.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", data.name), ("offset", offset), ("length", memoryview(raw).nbytes)):
+                place.external_data.add(key=key, value=str(value))
+    return written
+
+
+def raw_bytes(tensor: TensorProto, folder: Path) -> bytes | memoryview:
+    """Give the numbers of a tensor as ONNX lays them out in raw data, wherever and however they are stored."""
+    if is_external(tensor) and tensor.data_type not in PACKED_TYPES:
+        return memoryview(np.ascontiguousarray(read(tensor, folder)).reshape(-1).view(np.uint8))
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    return numpy_helper.from_array(read(tensor, folder)).raw_data
+
+
+def copy_fields(source: Message, target: Message, skip: Collection[str]) -> None:
+    """Copy the fields of a protobuf message, those the format gains later included, except some."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        elif isinstance(value, Message):
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)

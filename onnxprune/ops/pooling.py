@@ -1,0 +1,49 @@
+"""Pools, and resizing of images: channels pass, spatial axes change."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from onnxprune.ops.rule import Resize as ResizeView
+from onnxprune.ops.rule import Rule, Ties, Unknown
+
+
+class Pool(Rule):
+    """Local and global pools."""
+
+    ops: ClassVar[tuple[str, ...]] = (
+        *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"),
+    )
+    why: ClassVar[str] = "spatial axes of a pool"
+
+    def ties(self, node: Ties) -> None:
+        """Tie batch and channels to the output."""
+        if node.has_output(1):
+            raise Unknown("its indices count through whole images")
+        node.tie(node.x[0], node.y[0])
+        node.tie(node.x[1], node.y[1])
+
+
+class Resize(Rule):
+    """Resize and Upsample: an axis that keeps its size passes."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Resize", "Upsample")
+    why: ClassVar[str] = "this axis is resized"
+
+    def ties(self, node: Ties) -> None:
+        """Tie the axes that keep their size."""
+        x, y = node.x, node.y
+        if node.attribute("coordinate_transformation_mode", b"") in ("tf_crop_and_resize", b"tf_crop_and_resize"):
+            raise Unknown("it crops to a region")
+        for axis in range(len(y)):
+            if x.shape[axis] == y.shape[axis]:
+                node.tie(x[axis], y[axis])
+
+    def resize(self, node: ResizeView) -> None:
+        """Rewrite target sizes; scales need no change."""
+        if node.opset < 10 or not node.has_input(3):
+            return
+        axes = [a % len(node.y) for a in node.attribute("axes", range(len(node.y)))]
+        node.set_value(3, np.asarray([node.size(node.y[axis]) for axis in axes], np.int64))

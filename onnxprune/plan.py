@@ -1,0 +1,119 @@
+"""Which channels stay: a plan, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.channels import Channels
+from onnxprune.errors import InputError
+from onnxprune.files import read_json
+from onnxprune.ops.rule import Mask
+
+FORMAT = "onnxprune.plan/1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels stay.
+
+    Attributes:
+        kept: per group the positions of the channels that stay, in ascending order.
+    """
+
+    kept: tuple[npt.NDArray[np.int64], ...]
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Channels kept per group."""
+        return np.asarray([len(positions) for positions in self.kept], np.int64)
+
+
+def whole(channels: Channels) -> Plan:
+    """Keep everything."""
+    return Plan(tuple(np.arange(group.width) for group in channels.groups))
+
+
+def kept_atoms(channels: Channels, plan: Plan) -> Mask:
+    """Tell for each atom whether it stays."""
+    keep = np.zeros(channels.count + 1, bool)
+    keep[-1] = True  # where `channel_of` says FROZEN
+    for group, positions in zip(channels.groups, plan.kept, strict=True):
+        keep[group.channels[positions]] = True
+    return keep[channels.channel_of]
+
+
+def to_json(channels: Channels, plan: Plan, model_sha256: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Describe a plan: the channels of each group that stay, and every slice of every stored tensor that goes."""
+    keep = kept_atoms(channels, plan)
+    removed: dict[str, dict[str, list[int]]] = {}
+    removed_at = []
+    for key, axes in channels.axes.items():
+        gone = {axis: np.flatnonzero(~keep[axes[axis]]).tolist() for axis in range(len(axes))}
+        gone = {axis: indices for axis, indices in gone.items() if indices}
+        if isinstance(key, tuple):
+            node, position = key
+            tensor = channels.model.graph.nodes[node].inputs[position].name
+            for axis, indices in gone.items():
+                removed_at.append({"node": node, "input": position, "tensor": tensor, "axis": axis, "indices": indices})
+        elif key in channels.model.stored and gone:
+            removed[key] = {str(axis): indices for axis, indices in gone.items()}
+    return {
+        "format": FORMAT,
+        "model_sha256": model_sha256,
+        "settings": settings,
+        "groups": [
+            {"name": group.name, "width": group.width, "kept": positions.tolist()}
+            for group, positions in zip(channels.groups, plan.kept, strict=True)
+        ],
+        "removed": removed,
+        "removed_at": removed_at,
+    }
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Read a plan file.
+
+    Raises:
+        InputError: it is missing, broken or of another format.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("groups"), list):
+        raise InputError(f"{path} is no plan of the format {FORMAT}; give the .plan.json that compress wrote")
+    return content
+
+
+def from_json(channels: Channels, content: dict[str, Any]) -> Plan:
+    """Match a plan file to the groups of a model.
+
+    Raises:
+        InputError: the groups are not those of the model, or the positions make no sense.
+    """
+    groups = content["groups"]
+    if len(groups) != len(channels.groups):
+        raise InputError(
+            f"the plan has {len(groups)} groups, the model {len(channels.groups)}; it was made for another model"
+        )
+    return Plan(tuple(_positions(entry, group.name, group.width) for entry, group in zip(groups, channels.groups, strict=True)))
+
+
+def _positions(entry: Any, name: str, width: int) -> npt.NDArray[np.int64]:
+    if not isinstance(entry, dict) or entry.get("name") != name or entry.get("width") != width:
+        raise InputError(f"the plan does not match the model at group {name!r} of {width} channels")
+    kept: Sequence[Any] = entry.get("kept") or []
+    valid = all(isinstance(p, int) and 0 <= p < width for p in kept)
+    if not kept or not valid or list(kept) != sorted(set(kept)):
+        raise InputError(f"the plan keeps nothing, or channels that do not exist, in group {name!r}")
+    return np.asarray(kept, np.int64)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,120 @@
+"""The only user of onnxruntime: run a model, and time it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.errors import InputError
+from onnxprune.weights import Array
+
+MAX_IR_VERSION = 13  # what onnxruntime 1.31 loads; newer files differ only in the number for the ops it knows
+
+
+class Session:
+    """A model in onnxruntime.
+
+    Args:
+        model: a file, or a model in memory.
+        folder: where the external data of a model in memory lies.
+        threads: intra-op threads; None leaves the choice to onnxruntime.
+        optimize: whether onnxruntime may rewrite the graph.
+
+    Raises:
+        InputError: onnxruntime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | onnx.ModelProto,
+        *,
+        folder: Path | None = None,
+        threads: int | None = None,
+        optimize: bool = True,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        source = str(model) if isinstance(model, Path) else _serialized(model)
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises types of its own, one a cause
+            raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run once; returns the outputs in the model's order, or those asked for.
+
+        Raises:
+            InputError: onnxruntime fails on these inputs.
+        """
+        try:
+            result: list[Any] = self._session.run(None if outputs is None else list(outputs), dict(inputs))
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+        return result
+
+
+def version() -> str:
+    """Give the version of onnxruntime."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
+
+
+def evaluate(model: onnx.ModelProto, inputs: Mapping[str, Array], folder: Path | None = None) -> list[Any]:
+    """Run a model once, as written, and return its outputs.
+
+    Raises:
+        InputError: onnxruntime cannot load or run it.
+    """
+    return Session(model, folder=folder, threads=1, optimize=False).run(inputs)
+
+
+def latencies(
+    sessions: Sequence[Session], inputs: Sequence[Mapping[str, Array]], *, seconds: float = 2.0, least: int = 7
+) -> list[Array]:
+    """Time sessions side by side, one run of each in turn, so that a busy machine slows all of them alike.
+
+    Returns:
+        Per session the milliseconds of each run, warm-up left out; at least `least` runs, at most 200, and about
+        `seconds` in all.
+    """
+    times: list[list[float]] = [[] for _ in sessions]
+    for session, feed in zip(sessions, inputs, strict=True):
+        session.run(feed)
+    start = time.perf_counter()
+    while len(times[0]) < 200 and (len(times[0]) < least or time.perf_counter() - start < seconds):
+        for session, feed, measured in zip(sessions, inputs, times, strict=True):
+            before = time.perf_counter()
+            session.run(feed)
+            measured.append((time.perf_counter() - before) * 1e3)
+    return [np.asarray(measured) for measured in times]
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    """Serialize with an IR version that onnxruntime takes; the model itself keeps its own."""
+    ir_version = model.ir_version
+    try:
+        model.ir_version = min(ir_version, MAX_IR_VERSION)
+        return bytes(model.SerializeToString())
+    finally:
+        model.ir_version = ir_version
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

@@ -1,0 +1,273 @@
+"""Cut a model down to a plan, and change nothing else.
+
+Stored numbers are sliced along the removed atoms; then each rule rewrites the sizes that live in its own node. What is
+not touched is copied from the original to the letter: names, opset, metadata, free axes, unrelated nodes and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from onnxprune import shapes as sizes
+from onnxprune.channels import Channels
+from onnxprune.errors import VerifyError, at
+from onnxprune.model import Model, copy_fields
+from onnxprune.ops import rule_for
+from onnxprune.ops.rule import Axes, Mask, Resize
+from onnxprune.plan import Plan, kept_atoms
+from onnxprune.shapes import Run
+from onnxprune.weights import Array
+
+
+def cut(channels: Channels, plan: Plan, run: Run) -> ModelProto:
+    """Cut a model.
+
+    Args:
+        channels: what can be cut from it.
+        plan: what stays.
+        run: runs a model in memory once; used to compute shape arithmetic anew.
+
+    Returns:
+        The smaller model; tensors that were external and lost nothing still point to the original's data file.
+
+    Raises:
+        VerifyError: a size computed at run time cannot be made to follow the cut.
+    """
+    return _Cut(channels, kept_atoms(channels, plan), run).proto()
+
+
+class _Cut:
+    """One cut in progress, on a fresh onnx-graphsurgeon graph."""
+
+    def __init__(self, channels: Channels, keep: Mask, run: Run) -> None:
+        self.channels = channels
+        self.model: Model = channels.model
+        self.keep = keep
+        self.graph: gs.Graph = gs.import_onnx(self.model.proto)
+        self.nodes: list[gs.Node] = list(self.graph.nodes)  # as they were numbered
+        self.origin = {id(node): proto for node, proto in zip(self.nodes, self.model.proto.graph.node, strict=True)}
+        self.changed: set[int] = set()  # ids of nodes that differ from the original
+        self.replaced: dict[str, Array] = {}  # stored tensors with new numbers
+        self.added: list[gs.Constant] = []
+        self.constants = {t.name: t for node in self.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+        self.names = set(self.graph.tensors()) | set(self.model.stored)
+        self.outputs = {tensor.name for tensor in self.graph.outputs}
+        self.size_values = self._size_values(run)
+
+    def _size_values(self, run: Run) -> dict[str, Array]:
+        """Compute shape arithmetic as it will come out in the cut model."""
+        if not self.model.size_nodes:
+            return {}
+        planned = dict(self.model.shapes)
+        for key, axes in self.channels.axes.items():
+            if isinstance(key, str):
+                planned[key] = tuple(self._size(axes, axis) for axis in range(len(axes)))
+        return sizes.compute_sizes(
+            self.model.proto, sorted(self.model.size_nodes), planned, self.model.stored, run
+        )
+
+    def _size(self, axes: Axes, axis: int) -> int:
+        return int(np.count_nonzero(self.keep[axes.offsets[axis] : axes.offsets[axis + 1]]))
+
+    def proto(self) -> ModelProto:
+        self._slice_stored()
+        for index in range(len(self.nodes)):
+            if index not in self.model.size_nodes:
+                self._resize(index)
+        self._drop_unread()
+        return self._export()
+
+    def _slice(self, values: Array, axes: Axes) -> Array:
+        """Take the kept indices of each axis."""
+        for axis in range(len(axes)):
+            keep = self.keep[axes.offsets[axis] : axes.offsets[axis + 1]]
+            if not keep.all():
+                values = np.take(values, np.flatnonzero(keep), axis)
+        return np.ascontiguousarray(values)
+
+    def _loses(self, axes: Axes | None) -> bool:
+        return axes is not None and not bool(self.keep[axes.start : axes.end].all())
+
+    def _slice_stored(self) -> None:
+        for name in self.model.stored:
+            axes = self.channels.axes.get(name)
+            if axes is not None and self._loses(axes):
+                self.replaced[name] = self._slice(self.model.array(name), axes)
+        for name, readers in self.channels.readers.items():
+            self._slice_shared(name, readers)
+
+    def _slice_shared(self, name: str, readers: Sequence[tuple[int, int]]) -> None:
+        """Slice a small parameter for each of its readers; readers that lose the same indices go on sharing."""
+        copies: dict[bytes, list[tuple[int, int]]] = {}
+        for reader in readers:
+            axes = self.channels.axes[reader]
+            copies.setdefault(self.keep[axes.start : axes.end].tobytes(), []).append(reader)
+        whole = next((k for k, found in copies.items() if not self._loses(self.channels.axes[found[0]])), None)
+        stays = whole if whole is not None else next(iter(copies))  # these readers go on reading the original name
+        for mask, found in copies.items():
+            values = self._slice(self.model.array(name), self.channels.axes[found[0]])
+            if mask != stays:
+                copy = self._constant(name, values)
+                for node, position in found:
+                    self._connect(node, position, copy)
+            elif whole is None:
+                self.replaced[name] = values
+
+    def _constant(self, name: str, values: Array) -> gs.Constant:
+        """Add a stored tensor, named after another."""
+        number = 1
+        while f"{name}_{number}" in self.names:
+            number += 1
+        constant = gs.Constant(f"{name}_{number}", values)
+        self.names.add(constant.name)
+        self.added.append(constant)
+        return constant
+
+    def _connect(self, index: int, position: int, tensor: gs.Tensor) -> None:
+        node = self.nodes[index]
+        while len(node.inputs) <= position:
+            node.inputs.append(gs.Variable.empty())
+        node.inputs[position] = tensor
+        self.changed.add(id(node))
+
+    def _resize(self, index: int) -> None:
+        """Let the rule of a node rewrite it; sizes that reach a node as mere numbers keep their original value."""
+        node = self.nodes[index]
+        view = self.channels.view(index)
+        resize = Resize(view, self.keep)
+        rule = rule_for(node)
+        if rule is not None and any(map(self._loses, (*view.inputs, *view.outputs))):
+            rule.resize(resize)
+        for name, value in resize.attributes.items():
+            if node.attrs.get(name) != value:
+                self.changed.add(id(node))
+                if value is None:
+                    del node.attrs[name]
+                else:
+                    node.attrs[name] = value
+        for position in range(max([len(node.inputs), *(p + 1 for p in resize.values)])):
+            if position in resize.values:
+                self._write_value(index, position, resize.values[position])
+            else:
+                self._keep_value(index, position)
+
+    def _keep_value(self, index: int, position: int) -> None:
+        name = self.nodes[index].inputs[position].name
+        if name in self.size_values:
+            before = self.model.size_values[name]
+            if not np.array_equal(before, self.size_values[name]):
+                self._write_value(index, position, before)
+
+    def _write_value(self, index: int, position: int, wanted: Array) -> None:
+        """Make the numbers of an input what they must be, touching as little as possible."""
+        inputs = self.nodes[index].inputs
+        name = inputs[position].name if position < len(inputs) else ""
+        now = self.size_values.get(name, self.model.value(name)) if name else None
+        if now is None:
+            self._connect(index, position, self._constant(f"{self.nodes[index].outputs[0].name}_sizes", wanted))
+            return
+        wanted = wanted.astype(now.dtype).reshape(now.shape if wanted.size == now.size else wanted.shape)
+        if np.array_equal(now, wanted):
+            return
+        if name in self.model.stored and len(inputs[position].outputs) == 1 and name not in self.outputs:
+            self.replaced[name] = wanted
+        elif name in self.size_values and self._has_free_sizes() and now.shape == wanted.shape and now.ndim == 1:
+            self._patch(index, position, wanted, now != wanted)
+        else:
+            self._connect(index, position, self._constant(name, wanted))
+
+    def _has_free_sizes(self) -> bool:
+        declared = [sizes.declared_shape(value) for value in sizes.real_inputs(self.model.proto.graph)]
+        return any(shape is None or any(not isinstance(size, int) for size in shape) for shape in declared)
+
+    def _patch(self, index: int, position: int, wanted: Array, differs: Mask) -> None:
+        """Overwrite some of the sizes a node is given; the others are still computed, so free axes stay free."""
+        if self.model.opset < 9:
+            node = self.nodes[index]
+            raise VerifyError(f"{at(node.name, node.op)}: computed sizes can only be corrected from opset 9 on")
+        tensor = self.nodes[index].inputs[position]
+        patched = gs.Variable(self._constant(tensor.name, wanted).name + "_patched")
+        where = gs.Node(
+            "Where",
+            name=patched.name,
+            inputs=[self._constant(tensor.name, differs), self.added[-1], tensor],
+            outputs=[patched],
+        )
+        self.graph.nodes.insert(self._place(self.nodes[index]), where)
+        self._connect(index, position, patched)
+
+    def _place(self, node: gs.Node) -> int:
+        return next(i for i, other in enumerate(self.graph.nodes) if other is node)
+
+    def _drop_unread(self) -> None:
+        """Remove what nobody reads any more: shape arithmetic, aliases and constants whose readers got their own."""
+        gone: set[int] = set()
+        for index in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[index]
+            sizes_only = index in self.model.size_nodes or index in self.channels.aliases.nodes or not node.inputs
+            read = any(tensor.outputs or tensor.name in self.outputs for tensor in node.outputs)
+            was_read = any(tensor.outputs for tensor in self.model.graph.nodes[index].outputs)
+            if sizes_only and was_read and not read:
+                node.inputs.clear()
+                gone.add(id(node))
+        if gone:
+            self.graph.nodes[:] = [node for node in self.graph.nodes if id(node) not in gone]
+
+    def _unread(self) -> set[str]:
+        """Name the initializers that lost all their readers."""
+        return {name for name, tensor in self.constants.items() if not tensor.outputs and name not in self.outputs}
+
+    def _export(self) -> ModelProto:
+        original = self.model.proto
+        result = ModelProto()
+        copy_fields(original, result, skip=["graph"])
+        copy_fields(original.graph, result.graph, skip=["node", "initializer", "input", "value_info"])
+        result.graph.node.extend(self._node(node) for node in self.graph.nodes)
+        unread = self._unread()
+        for tensor in original.graph.initializer:
+            if tensor.name not in unread:
+                values = self.replaced.get(tensor.name)
+                result.graph.initializer.append(tensor if values is None else stored(tensor, values))
+        for constant in self.added:
+            result.graph.initializer.append(numpy_helper.from_array(constant.values, constant.name))
+        for value in original.graph.input:  # older files list their initializers as inputs too
+            if value.name not in unread:
+                result.graph.input.append(value)
+                if value.name in self.replaced:
+                    dims = result.graph.input[-1].type.tensor_type.shape.dim
+                    for dim, size in zip(dims, self.replaced[value.name].shape, strict=True):
+                        dim.dim_value = size
+        return result
+
+    def _node(self, node: gs.Node) -> NodeProto:
+        """Write a node: as it was where nothing changed, else with what onnx-graphsurgeon does not know carried over."""
+        origin = self.origin.get(id(node))
+        if origin is not None and origin.op_type == "Constant" and node.outputs[0].name in self.replaced:
+            return self._constant_node(origin, self.replaced[node.outputs[0].name])
+        if origin is not None and id(node) not in self.changed:
+            return origin
+        proto: NodeProto = OnnxExporter.export_node(node)
+        if origin is not None:
+            proto.doc_string = origin.doc_string
+            proto.metadata_props.extend(origin.metadata_props)
+        return proto
+
+    @staticmethod
+    def _constant_node(origin: NodeProto, values: Array) -> NodeProto:
+        proto = NodeProto()
+        copy_fields(origin, proto, skip=["attribute"])
+        held = next((a.t for a in origin.attribute if a.name == "value"), TensorProto())
+        proto.attribute.append(helper.make_attribute("value", stored(held, values)))
+        return proto
+
+
+def stored(origin: TensorProto, values: Array) -> TensorProto:
+    """Store new numbers under the name and description of another tensor."""
+    tensor = numpy_helper.from_array(values, origin.name)
+    tensor.doc_string = origin.doc_string
+    return tensor
