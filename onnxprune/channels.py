@@ -297,14 +297,14 @@ def _components(builder: _Builder) -> Channels:
     left = np.concatenate([*builder.left, np.empty(0, np.int64)])
     right = np.concatenate([*builder.right, np.empty(0, np.int64)])
     ones = np.ones(len(left), bool)
-    count, label = connected_components(coo_array((ones, (left, right)), shape=(total, total)), directed=False)
-    label = label.astype(np.int64)
+    count, component = connected_components(coo_array((ones, (left, right)), shape=(total, total)), directed=False)
+    label = component.astype(np.int64)
     frozen = np.full(count, -1, np.int64)  # per component the first reason, in the order of the graph
     atoms = np.flatnonzero(builder.reason_of >= 0)[::-1]
     order = np.argsort(builder.reason_of[atoms], kind="stable")[::-1]
     frozen[label[atoms[order]]] = builder.reason_of[atoms[order]]
     sizes = [size for axes in builder.axes.values() for size in axes.shape]
-    axis_of = np.repeat(np.arange(len(sizes)), sizes)
+    axis_of = np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
     reason_of = frozen[label] if total else np.empty(0, np.int64)
     groups, lonely = _group(builder, label, reason_of < 0, axis_of)
     if len(lonely):
@@ -327,9 +327,7 @@ def _components(builder: _Builder) -> Channels:
     )
 
 
-def _group(
-    builder: _Builder, label: Atoms, free: Mask, axis_of: Atoms
-) -> tuple[list[Group], npt.NDArray[np.int64]]:
+def _group(builder: _Builder, label: Atoms, free: Mask, axis_of: Atoms) -> tuple[list[Group], npt.NDArray[np.int64]]:
     """Put components with the same signature together; returns the groups and the components that stand alone."""
     atoms = np.flatnonzero(free)
     if not len(atoms):

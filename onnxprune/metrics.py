@@ -184,8 +184,9 @@ class Costs:
         if rule is None or index in self.channels.model.size_nodes:
             return []
         view = self.channels.view(index)
-        names = [(t.name, axes) for t, axes in zip([*node.inputs, *node.outputs], [*view.inputs, *view.outputs])]
-        return [] if any(name and axes is None for name, axes in names) else rule.macs(view)
+        tensors = zip([*node.inputs, *node.outputs], [*view.inputs, *view.outputs], strict=True)
+        unknown = any(tensor.name and axes is None for tensor, axes in tensors)
+        return [] if unknown else rule.macs(view)
 
     def _set_up_params(self) -> None:
         model = self.channels.model
@@ -244,5 +245,5 @@ def _file_bytes(channels: Channels) -> int:
     """Estimate the size of the model's file, external data included, without writing it."""
     proto = channels.model.proto
     large = [t for t in channels.model.stored.values() if is_weight(t)]
-    small = proto.ByteSize() - sum(t.ByteSize() for t in large)
+    small: int = proto.ByteSize() - sum(t.ByteSize() for t in large)
     return small + sum(map(byte_size, large))

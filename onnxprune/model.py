@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from onnxprune.shapes import Run, Shape
 from onnxprune.weights import PACKED_TYPES, Array, byte_size, external_place, is_external, read
 
 OLDEST_OPSET = 7
+NUMBER_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 LARGEST_FILE = 1_900_000_000  # bytes; protobuf cannot write 2 GiB, larger models keep their weights beside the file
 
 
@@ -166,7 +167,8 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
     types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
     for attribute in node.attribute:
         if attribute.name == "value":
-            return attribute.t
+            tensor: TensorProto = attribute.t
+            return tensor
         if attribute.name in types:
             value = onnx.helper.get_attribute_value(attribute)
             return numpy_helper.from_array(np.asarray(value, types[attribute.name]), node.output[0])
@@ -204,45 +206,61 @@ def save(proto: ModelProto, path: Path, folder: Path) -> None:
     tensors = list(proto.graph.initializer)
     outside = any(is_external(t) for t in tensors) or sum(map(byte_size, tensors)) > LARGEST_FILE
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        data = Path(scratch) / f"{path.name}.data"
-        written = _with_external_data(proto, data, folder) if outside else proto
         file = Path(scratch) / path.name
-        file.write_bytes(written.SerializeToString())
         if outside:
-            os.replace(data, path.with_name(data.name))
+            bare = ModelProto()
+            copy_fields(proto, bare, skip=["graph"])
+            copy_fields(proto.graph, bare.graph, skip=["initializer"])
+            write_external(bare, ((t.name, t) for t in tensors), file, folder)
+            os.replace(data_file(file), data_file(path))
+        else:
+            file.write_bytes(proto.SerializeToString())
         os.replace(file, path)
 
 
-def _with_external_data(proto: ModelProto, data: Path, folder: Path) -> ModelProto:
-    """Write the large weights to `data` one by one; returns the model that points there."""
-    written = ModelProto()
-    copy_fields(proto, written, skip=["graph"])
-    copy_fields(proto.graph, written.graph, skip=["initializer"])
-    with data.open("wb") as file:
-        for tensor in proto.graph.initializer:
+def data_file(path: Path) -> Path:
+    """Name the file of weights that lies beside a model file."""
+    return path.with_name(f"{path.name}.data")
+
+
+def write_external(
+    proto: ModelProto, tensors: Iterable[tuple[str, TensorProto | Array]], path: Path, folder: Path
+) -> None:
+    """Write a model with its large weights in a file beside it, one tensor in memory at a time.
+
+    Args:
+        proto: the model but for its initializers, which are added here.
+        tensors: name and numbers of each initializer; external ones lie in `folder`.
+        path: the file to write.
+        folder: where the source model lies.
+    """
+    with data_file(path).open("wb") as file:
+        for name, given in tensors:
+            tensor = given if isinstance(given, TensorProto) else numpy_helper.from_array(given)
+            entry = proto.graph.initializer.add()
             if not sizes.is_weight(tensor):
-                written.graph.initializer.append(tensor)
+                entry.CopyFrom(tensor)
+                entry.name = name
                 continue
+            copy_fields(tensor, entry, skip=["name", "raw_data", "external_data", "data_location", *NUMBER_FIELDS])
+            entry.name = name
             file.write(b"\0" * (-file.tell() % 4096))  # readers map the file, page by page
             offset = file.tell()
-            raw = raw_bytes(tensor, folder)
-            file.write(raw)
-            place = written.graph.initializer.add(
-                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string
-            )
-            place.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", data.name), ("offset", offset), ("length", memoryview(raw).nbytes)):
-                place.external_data.add(key=key, value=str(value))
-    return written
+            length = file.write(raw_bytes(tensor, folder))
+            entry.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", data_file(path).name), ("offset", offset), ("length", length)):
+                entry.external_data.add(key=key, value=str(value))
+    path.write_bytes(proto.SerializeToString())
 
 
-def raw_bytes(tensor: TensorProto, folder: Path) -> bytes | memoryview:
+def raw_bytes(tensor: TensorProto, folder: Path) -> bytes:
     """Give the numbers of a tensor as ONNX lays them out in raw data, wherever and however they are stored."""
     if is_external(tensor) and tensor.data_type not in PACKED_TYPES:
-        return memoryview(np.ascontiguousarray(read(tensor, folder)).reshape(-1).view(np.uint8))
-    if tensor.HasField("raw_data"):
-        return tensor.raw_data
-    return numpy_helper.from_array(read(tensor, folder)).raw_data
+        return read(tensor, folder).tobytes()
+    if not tensor.HasField("raw_data"):
+        tensor = numpy_helper.from_array(read(tensor, folder))
+    raw: bytes = tensor.raw_data
+    return raw
 
 
 def copy_fields(source: Message, target: Message, skip: Collection[str]) -> None:

@@ -100,7 +100,9 @@ def from_json(channels: Channels, content: dict[str, Any]) -> Plan:
         raise InputError(
             f"the plan has {len(groups)} groups, the model {len(channels.groups)}; it was made for another model"
         )
-    return Plan(tuple(_positions(entry, group.name, group.width) for entry, group in zip(groups, channels.groups, strict=True)))
+    return Plan(
+        tuple(_positions(entry, group.name, group.width) for entry, group in zip(groups, channels.groups, strict=True))
+    )
 
 
 def _positions(entry: Any, name: str, width: int) -> npt.NDArray[np.int64]:

@@ -45,6 +45,8 @@ class Session:
             options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if isinstance(model, Path) and _ir_version(model) > MAX_IR_VERSION:
+            model, folder = onnx.load(str(model), load_external_data=False), model.parent
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         source = str(model) if isinstance(model, Path) else _serialized(model)
@@ -113,6 +115,13 @@ def _serialized(model: onnx.ModelProto) -> bytes:
         return bytes(model.SerializeToString())
     finally:
         model.ir_version = ir_version
+
+
+def _ir_version(path: Path) -> int:
+    """Read the IR version of a file, which is its first field, without parsing the rest."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head[1] if len(head) == 2 and head[0] == 0x08 else 0
 
 
 def _first_line(error: Exception) -> str:

@@ -60,7 +60,7 @@ def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 def bind_inputs(
     graph: GraphProto, asked: Mapping[str, Sequence[int]], batch: int = 1
 ) -> tuple[dict[str, Shape], list[str]]:
-    """Give every input a shape: the file's sizes, those asked for, `batch` for a free first axis, 224 for free image sides.
+    """Give every input a shape: what the file says, what is asked for, `batch` or 224 where an image leaves it free.
 
     Returns:
         The shape of each tensor input, and notes on what was assumed.
@@ -95,7 +95,9 @@ def bind_inputs(
     return bound, notes
 
 
-def _match_asked(name: str, declared: list[int | str | None] | None, sizes: Sequence[int], named: dict[str, int]) -> None:
+def _match_asked(
+    name: str, declared: list[int | str | None] | None, sizes: Sequence[int], named: dict[str, int]
+) -> None:
     if any(size < 1 for size in sizes):
         raise InputError(f"--shape {name}={','.join(map(str, sizes))}: sizes must be 1 or more")
     if declared is None:
@@ -160,8 +162,9 @@ def constant_weight(node: NodeProto) -> TensorProto | None:
     """Give the tensor of a Constant node that holds a large weight."""
     if node.op_type == "Constant" and is_default_domain(node.domain):
         for attribute in node.attribute:
-            if attribute.name == "value" and is_weight(attribute.t):
-                return attribute.t
+            tensor: TensorProto = attribute.t
+            if attribute.name == "value" and is_weight(tensor):
+                return tensor
     return None
 
 
@@ -210,7 +213,9 @@ def example_inputs(graph: GraphProto, bound: Mapping[str, Shape], seed: int = 0)
     return feeds
 
 
-def probe(model: ModelProto, folder: Path, bound: Mapping[str, Shape], names: Sequence[str], run: Run) -> dict[str, Array]:
+def probe(
+    model: ModelProto, folder: Path, bound: Mapping[str, Shape], names: Sequence[str], run: Run
+) -> dict[str, Array]:
     """Run the model once with the tensors `names` as outputs and return them.
 
     Raises:

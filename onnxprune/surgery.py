@@ -15,7 +15,6 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
-from onnxprune.errors import VerifyError, at
 from onnxprune.model import Model, copy_fields
 from onnxprune.ops import rule_for
 from onnxprune.ops.rule import Axes, Mask, Resize
@@ -50,7 +49,9 @@ class _Cut:
         self.keep = keep
         self.graph: gs.Graph = gs.import_onnx(self.model.proto)
         self.nodes: list[gs.Node] = list(self.graph.nodes)  # as they were numbered
-        self.origin = {id(node): proto for node, proto in zip(self.nodes, self.model.proto.graph.node, strict=True)}
+        self.origin: dict[int, NodeProto] = {
+            id(node): proto for node, proto in zip(self.nodes, self.model.proto.graph.node, strict=True)
+        }
         self.changed: set[int] = set()  # ids of nodes that differ from the original
         self.replaced: dict[str, Array] = {}  # stored tensors with new numbers
         self.added: list[gs.Constant] = []
@@ -58,6 +59,7 @@ class _Cut:
         self.names = set(self.graph.tensors()) | set(self.model.stored)
         self.outputs = {tensor.name for tensor in self.graph.outputs}
         self.size_values = self._size_values(run)
+        self.varying = self._varying()
 
     def _size_values(self, run: Run) -> dict[str, Array]:
         """Compute shape arithmetic as it will come out in the cut model."""
@@ -67,9 +69,7 @@ class _Cut:
         for key, axes in self.channels.axes.items():
             if isinstance(key, str):
                 planned[key] = tuple(self._size(axes, axis) for axis in range(len(axes)))
-        return sizes.compute_sizes(
-            self.model.proto, sorted(self.model.size_nodes), planned, self.model.stored, run
-        )
+        return sizes.compute_sizes(self.model.proto, sorted(self.model.size_nodes), planned, self.model.stored, run)
 
     def _size(self, axes: Axes, axis: int) -> int:
         return int(np.count_nonzero(self.keep[axes.offsets[axis] : axes.offsets[axis + 1]]))
@@ -176,30 +176,34 @@ class _Cut:
             return
         if name in self.model.stored and len(inputs[position].outputs) == 1 and name not in self.outputs:
             self.replaced[name] = wanted
-        elif name in self.size_values and self._has_free_sizes() and now.shape == wanted.shape and now.ndim == 1:
-            self._patch(index, position, wanted, now != wanted)
+        elif name in self.varying and now.shape == wanted.shape and now.dtype.kind in "if" and now.all():
+            self._scale(index, position, wanted, now)
         else:
             self._connect(index, position, self._constant(name, wanted))
 
-    def _has_free_sizes(self) -> bool:
+    def _varying(self) -> set[str]:
+        """Name the sizes that may differ from run to run, because the model has free sizes and they look at them."""
         declared = [sizes.declared_shape(value) for value in sizes.real_inputs(self.model.proto.graph)]
-        return any(shape is None or any(not isinstance(size, int) for size in shape) for shape in declared)
-
-    def _patch(self, index: int, position: int, wanted: Array, differs: Mask) -> None:
-        """Overwrite some of the sizes a node is given; the others are still computed, so free axes stay free."""
-        if self.model.opset < 9:
+        if not any(shape is None or any(not isinstance(size, int) for size in shape) for shape in declared):
+            return set()
+        varying: set[str] = set()
+        for index in sorted(self.model.size_nodes):
             node = self.nodes[index]
-            raise VerifyError(f"{at(node.name, node.op)}: computed sizes can only be corrected from opset 9 on")
+            if node.op in ("Shape", "Size") or any(tensor.name in varying for tensor in node.inputs):
+                varying.update(tensor.name for tensor in node.outputs)
+        return varying
+
+    def _scale(self, index: int, position: int, wanted: Array, now: Array) -> None:
+        """Multiply the sizes a node is given by `wanted` / `now`: products of sizes that are free stay free that way."""
         tensor = self.nodes[index].inputs[position]
-        patched = gs.Variable(self._constant(tensor.name, wanted).name + "_patched")
-        where = gs.Node(
-            "Where",
-            name=patched.name,
-            inputs=[self._constant(tensor.name, differs), self.added[-1], tensor],
-            outputs=[patched],
-        )
-        self.graph.nodes.insert(self._place(self.nodes[index]), where)
-        self._connect(index, position, patched)
+        same = wanted == now
+        for op, factor in (("Mul", wanted), ("Div", now)):
+            constant = self._constant(tensor.name, np.where(same, 1, factor).astype(now.dtype))
+            result = gs.Variable(f"{constant.name}_{op}")
+            node = gs.Node(op, name=result.name, inputs=[tensor, constant], outputs=[result])
+            self.graph.nodes.insert(self._place(self.nodes[index]), node)
+            tensor = result
+        self._connect(index, position, tensor)
 
     def _place(self, node: gs.Node) -> int:
         return next(i for i, other in enumerate(self.graph.nodes) if other is node)
@@ -234,8 +238,12 @@ class _Cut:
                 values = self.replaced.get(tensor.name)
                 result.graph.initializer.append(tensor if values is None else stored(tensor, values))
         for constant in self.added:
-            result.graph.initializer.append(numpy_helper.from_array(constant.values, constant.name))
-        for value in original.graph.input:  # older files list their initializers as inputs too
+            tensor = numpy_helper.from_array(constant.values, constant.name)
+            result.graph.initializer.append(tensor)
+            if original.ir_version < 4:  # these files list their initializers as inputs too
+                value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+                result.graph.input.append(value)
+        for value in original.graph.input:
             if value.name not in unread:
                 result.graph.input.append(value)
                 if value.name in self.replaced:
@@ -245,7 +253,7 @@ class _Cut:
         return result
 
     def _node(self, node: gs.Node) -> NodeProto:
-        """Write a node: as it was where nothing changed, else with what onnx-graphsurgeon does not know carried over."""
+        """Write a node: the original where nothing changed, else with what onnx-graphsurgeon drops carried over."""
         origin = self.origin.get(id(node))
         if origin is not None and origin.op_type == "Constant" and node.outputs[0].name in self.replaced:
             return self._constant_node(origin, self.replaced[node.outputs[0].name])

@@ -34,7 +34,7 @@ def tie_broadcast(
 
 
 class Elementwise(Rule):
-    """Element-wise operators of one or more operands, with broadcasting; scalars such as Clip's bounds do not matter."""
+    """Element-wise operators of one or more operands, with broadcasting; scalars such as Clip's bounds pass."""
 
     ops: ClassVar[tuple[str, ...]] = (
         *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh"),

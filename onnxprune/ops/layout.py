@@ -10,7 +10,6 @@ import numpy as np
 from onnxprune.ops.elementwise import tie_broadcast
 from onnxprune.ops.rule import Atoms, Axes, Resize, Rule, Ties, Unknown
 
-
 MIXED = "it mixes this axis with others"
 
 

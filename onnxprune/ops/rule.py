@@ -25,7 +25,7 @@ Key = str | tuple[int, int]
 Factor = tuple["Axes", int]
 
 
-class Unknown(Exception):
+class Unknown(Exception):  # noqa: N818 (reads as what a rule says)
     """A rule cannot speak about this node; it says why, and everything the node touches freezes."""
 
 
@@ -71,9 +71,7 @@ class View:
         outputs: atoms of each output, None for one left out.
     """
 
-    def __init__(
-        self, model: Model, index: int, inputs: Sequence[Axes | None], outputs: Sequence[Axes | None]
-    ) -> None:
+    def __init__(self, model: Model, index: int, inputs: Sequence[Axes | None], outputs: Sequence[Axes | None]) -> None:
         self.model = model
         self.index = index
         self.node: gs.Node = model.graph.nodes[index]

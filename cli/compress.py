@@ -1,0 +1,130 @@
+"""``onnxprune compress``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import display
+
+if TYPE_CHECKING:
+    from onnxprune.reporting import Report
+
+
+@click.command(epilog="Example: onnxprune compress model.onnx --flops 0.5 -o small.onnx --data images.npz")
+@display.model_argument
+@click.option("--flops", metavar="SHARE", help="Keep at most this part of the FLOPs: 0.3, 30% or 300M.")
+@click.option("--params", metavar="SHARE", help="Keep at most this part of the parameters: 0.3, 30% or 5M.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The file to write; MODEL.pruned.onnx by default."
+)
+@click.option("--search", default="uniform", show_default=True, help="How widths are chosen: uniform, random.")
+@click.option("--budget", default=100, show_default=True, help="Candidates the search may judge.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan.")
+@click.option("--criterion", default="l2", show_default=True, help="How channels are ranked: l1, l2, random.")
+@click.option(
+    "--align",
+    type=click.IntRange(1, 1024),
+    help="Make widths a multiple of this. By default 8, at most an eighth of a group's width, or 16 where that is faster.",
+)
+@display.keep_option
+@click.option("--min-keep", default=1, show_default=True, type=click.IntRange(1), help="Channels every group keeps.")
+@click.option("--data", type=click.Path(path_type=Path), help="An .npz with x (and y): accuracy before and after.")
+@display.preprocess_option
+@display.label_offset_option
+@display.shape_option
+@display.verify_option
+@click.option("--dry-run", is_flag=True, help="Find the plan and print it; cut and write nothing.")
+@display.force_option
+@display.json_option
+@display.quiet_option
+def compress(
+    model: Path,
+    flops: str | None,
+    params: str | None,
+    output: Path | None,
+    search: str,
+    budget: int,
+    seed: int,
+    criterion: str,
+    align: int | None,
+    keep: tuple[str, ...],
+    min_keep: int,
+    data: Path | None,
+    preprocess: str,
+    label_offset: int,
+    shapes: tuple[str, ...],
+    verify: str,
+    dry_run: bool,
+    force: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Make MODEL smaller until it meets its targets, prove the result, and write it with its plan and report."""
+    from onnxprune import pipeline
+
+    asked = {"macs": flops, "params": params}
+    settings = pipeline.CompressSettings(
+        targets={metric: text for metric, text in asked.items() if text is not None},
+        search=search,
+        budget=budget,
+        seed=seed,
+        criterion=criterion,
+        align=align,
+        keep=keep,
+        min_keep=min_keep,
+        verify=verify,
+        shapes=display.parse_shapes(shapes),
+    )
+    out = output if output is not None else Path(f"{model.name.removesuffix('.onnx')}.pruned.onnx")
+    progress = display.Shown(quiet)
+    try:
+        report = pipeline.compress(
+            model,
+            out,
+            settings,
+            data=data,
+            preprocess=preprocess,
+            label_offset=label_offset,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    display.write_result(json_file, report.to_json())
+    if not quiet:
+        _show(report, out)
+
+
+def _show(report: Report, out: Path) -> None:
+    console = display.console()
+    console.print(report.headline, markup=False)
+    groups = display.table("Groups", "group", " width", " kept", " step")
+    for group in report.groups:
+        groups.add_row(group["name"], str(group["width"]), str(group["kept"]), str(group["step"]))
+    console.print(groups)
+    result = display.table("Result", "metric", " before", " after", " share")
+    before, after = report.before, report.after
+    for name in ("macs", "params", "file_bytes", "activation_bytes"):
+        old, new = getattr(before, name), getattr(after, name)
+        result.add_row(name, display.count(old), display.count(new), f"{new / max(old, 1):.1%}")
+    if before.latency_ms and after.latency_ms:
+        old, new = before.latency_ms["median"], after.latency_ms["median"]
+        result.add_row("latency, ms (1 thread)", f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}")
+    if before.accuracy is not None and after.accuracy is not None:
+        points = (after.accuracy - before.accuracy) * 100
+        result.add_row("accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", f"{points:+.2f} points")
+    console.print(result)
+    for stage in report.stages:
+        if "agreement" in stage:
+            console.print(f"agrees with the original on {stage['agreement']:.2%} of {stage['samples']} samples")
+    for name, check in report.checks.items():
+        console.print(f"{name}: {check}", markup=False)
+    for note in report.notes:
+        console.print(f"Note: {note}", markup=False)
+    console.print(
+        "dry run: nothing written" if report.output is None else f"wrote {out}, its plan and its report", markup=False
+    )

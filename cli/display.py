@@ -1,0 +1,149 @@
+"""What the commands share: options, progress, numbers for people, JSON results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=N,C,H,W",
+    help="Sizes of an input that leaves them free; repeatable.",
+)
+keep_option = click.option(
+    "--keep", multiple=True, metavar="PATTERN", help="Leave the nodes of this name alone (* and ? match); repeatable."
+)
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the result as JSON to this file.",
+)
+force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+verify_option = click.option(
+    "--verify",
+    type=click.Choice(["none", "fast", "full"]),
+    default="fast",
+    show_default=True,
+    help="How thoroughly the result is checked before it is written.",
+)
+preprocess_option = click.option(
+    "--preprocess",
+    default="none",
+    show_default=True,
+    help="How pixels become inputs: cifar10, imagenet, inception, none, or a preprocessor_config.json.",
+)
+label_offset_option = click.option(
+    "--label-offset", default=0, show_default=True, help="The output index of a class is its label plus this."
+)
+
+
+def model_argument(function: Function) -> Function:
+    """Add the argument MODEL."""
+    return click.argument("model", type=click.Path(path_type=Path))(function)
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Read ``image=1,3,224,224`` (``1x3x224x224`` too).
+
+    Raises:
+        InputError: it reads otherwise.
+    """
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            name = ""
+        if not name:
+            raise InputError(f"--shape {text!r}: write the input's name and its sizes, such as image=1,3,224,224")
+    return shapes
+
+
+class Shown:
+    """Progress on the error stream: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._name = ""
+        self._live = sys.stderr.isatty() and not quiet
+
+    def say(self, text: str) -> None:
+        """Print a line of the result."""
+        if not self.quiet:
+            click.echo(text)
+
+    def stage(self, name: str) -> None:
+        """Say that a stage begins."""
+        self._name = name
+        if self._live:
+            click.echo(f"\r\033[K{name} ...", err=True, nl=False)
+        elif not self.quiet:
+            click.echo(f"{name} ...", err=True)
+
+    def step(self, done: int, total: int) -> None:
+        """Say how far the stage is."""
+        if self._live:
+            click.echo(f"\r\033[K{self._name} ... {done}/{total}", err=True, nl=False)
+
+    def close(self) -> None:
+        """Clear the live line."""
+        if self._live:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def console() -> Console:
+    """Open the terminal for tables; as wide as they need where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def table(title: str, *columns: str) -> Table:
+    """Start a table; every column but the first is set to the right where it holds numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in columns:
+        made.add_column(name.strip(), justify="right" if name.startswith(" ") else "left", overflow="fold")
+    return made
+
+
+def write_result(json_file: Path | None, content: Any) -> None:
+    """Write a command's result as JSON where it was asked for.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if json_file is None:
+        return
+    try:
+        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--json {json_file} cannot be written: {error.strerror}") from error
+
+
+def count(number: float) -> str:
+    """Write a large count for people: 125.5M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.4g}{unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,232 @@
+"""What every search sees: groups, what they cost, what they are worth, and the targets that a plan must meet."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.channels import Channels, Group
+from onnxprune.errors import InputError, TargetError
+from onnxprune.metrics import Costs
+from onnxprune.plan import Plan
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+SLACK = 0.002  # of the original's cost: closer to a target than this is close enough
+OPTIONS = {"macs": "--flops", "params": "--params"}
+SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True)
+class Align:
+    """What widths are a multiple of; kernels work on blocks of 8 or 16 channels.
+
+    Attributes:
+        multiple: channels of an axis.
+        part: a step is at most this part (1 / part) of a group's width, so that narrow groups keep a choice.
+    """
+
+    multiple: int
+    part: int = 1
+
+
+FINE = Align(8, 8)
+COARSE = Align(16, 2)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cost that the result must not exceed.
+
+    Attributes:
+        metric: name of a cost, see `Costs`.
+        limit: the most it may be, in the metric's own unit.
+        text: what the user asked for.
+    """
+
+    metric: str
+    limit: float
+    text: str
+
+
+def parse_target(metric: str, text: str, original: float) -> Target:
+    """Read a target: a fraction of the original (``0.3``, ``30%``) or an absolute value (``300M``).
+
+    Raises:
+        InputError: it is neither.
+    """
+    option = OPTIONS.get(metric, metric)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kmgt%]?)\s*", text.lower())
+    if match is None:
+        raise InputError(f"{option} {text}: give a fraction of the original such as 0.3, or a number such as 300M")
+    value, unit = float(match[1]), match[2]
+    if unit == "%":
+        value, unit = value / 100, ""
+    is_fraction = not unit and value <= 1
+    if value <= 0:
+        raise InputError(f"{option} {text}: nothing can be kept of nothing; give a fraction above 0")
+    if not is_fraction and not unit and value < 1000:
+        raise InputError(f"{option} {text}: a fraction is at most 1, an absolute value needs a unit such as 300M")
+    return Target(metric, value * original if is_fraction else value * SCALE[unit], text.strip())
+
+
+class Problem:
+    """A pruning problem: choose how many channels each group keeps.
+
+    Args:
+        channels: what can be cut.
+        costs: what plans cost.
+        targets: what the result must not exceed.
+        importance: per group the worth of each channel.
+        align: what widths are a multiple of.
+        min_keep: channels that every group keeps at least.
+
+    Attributes:
+        widths: channels per group.
+        steps: widths change by this many channels.
+        least: fewest channels each group can keep.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        costs: Costs,
+        targets: Sequence[Target],
+        importance: Sequence[Floats],
+        align: Align = FINE,
+        min_keep: int = 1,
+    ) -> None:
+        self.channels = channels
+        self.costs = costs
+        self.targets = tuple(targets)
+        self.importance = tuple(importance)
+        self.widths: Counts = np.asarray([g.width for g in channels.groups], np.int64)
+        self.steps: Counts = np.asarray([step_of(g, align) for g in channels.groups], np.int64)
+        self.least: Counts = np.minimum(-(-max(min_keep, 1) // self.steps) * self.steps, self.widths)
+        self.original = {name: float(values[0]) for name, values in costs.of(self.widths).items()}
+
+    def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Tell which of several plans (plans, groups) meet all targets."""
+        found = self.costs.of(counts)
+        ok = np.ones(len(np.atleast_2d(np.asarray(counts))), bool)
+        for target in self.targets:
+            ok &= found[target.metric] <= target.limit * (1 + 1e-12)
+        return ok
+
+    def check_reachable(self) -> None:
+        """Make sure that the targets can be met at all.
+
+        Raises:
+            TargetError: naming the lowest reachable value and what is frozen.
+        """
+        lowest = self.lowest()
+        for target in self.targets:
+            if lowest[target.metric] > target.limit * (1 + 1e-12):
+                part = lowest[target.metric] / max(self.original[target.metric], 1)
+                raise TargetError(
+                    f"{OPTIONS.get(target.metric, target.metric)} {target.text} cannot be reached: the lowest is "
+                    f"{part:.3f} of the original ({lowest[target.metric]:,.0f} of "
+                    f"{self.original[target.metric]:,.0f}){self._largest_frozen()}"
+                )
+
+    def lowest(self) -> dict[str, float]:
+        """Give the lowest reachable value of every metric."""
+        return {name: float(values[0]) for name, values in self.costs.of(self.least).items()}
+
+    def _largest_frozen(self) -> str:
+        parts = sorted((n for n in self.costs.per_node() if n.reason >= 0), key=lambda n: -n.macs)[:3]
+        nodes = self.channels.model.graph.nodes
+        texts = [
+            f"{nodes[p.node].name or nodes[p.node].op} ({p.macs / max(self.original['macs'], 1):.1%} of the MACs): "
+            f"{describe_reason(self.channels, p.reason)}"
+            for p in parts
+        ]
+        return "; largest frozen parts: " + "; ".join(texts) if texts else ""
+
+    def fit(self, ratios: npt.ArrayLike) -> Counts:
+        """Turn wishes into a plan that meets the targets: scale them until they fit, align, then fill up.
+
+        Args:
+            ratios: (groups,) share of each group to keep, relative to each other.
+
+        Returns:
+            Channels per group, aligned; costs as close below the targets as single steps allow.
+
+        Raises:
+            TargetError: the targets cannot be met.
+        """
+        self.check_reachable()
+        shares = np.asarray(ratios, np.float64)
+        low, high = 0.0, 1 / max(float(shares.min(initial=1)), 1e-6)
+        if not self.meets(self._wanted(shares, np.asarray([high])))[0]:
+            for _ in range(4):
+                scales = np.linspace(low, high, 65)
+                ok = np.flatnonzero(self.meets(self._wanted(shares, scales)))
+                position = int(ok[-1]) if len(ok) else 0
+                low, high = float(scales[position]), float(scales[min(position + 1, 64)])
+            high = low
+        wanted = self._wanted(shares, np.asarray([high]))[0]
+        aligned = (wanted // self.steps * self.steps).astype(np.int64)
+        counts = np.where(wanted >= self.widths, self.widths, np.maximum(aligned, self.least))
+        return self._fill(counts, wanted)
+
+    def _wanted(self, shares: Floats, scales: Floats) -> Floats:
+        """Scale wishes, (scales, groups), within what each group can keep."""
+        return np.clip(scales[:, None] * shares * self.widths, self.least, self.widths)
+
+    def _fill(self, counts: Counts, wanted: Floats) -> Counts:
+        """Add single steps, where most is missing first, as long as the targets hold and there is room left."""
+        while not self._is_close(counts):
+            open_groups = np.flatnonzero(counts < self.widths)
+            candidates = np.tile(counts, (len(open_groups), 1))
+            rows = np.arange(len(open_groups))
+            grown = np.minimum(counts[open_groups] + self.steps[open_groups], self.widths[open_groups])
+            candidates[rows, open_groups] = grown
+            fits = self.meets(candidates) if len(candidates) else np.empty(0, bool)
+            if not fits.any():
+                break
+            missing = np.round((wanted - counts) / self.widths, 6)[open_groups]
+            largest = self.costs.of(candidates)["macs"]  # of equal wishes the largest first, small ones fill the rest
+            order = np.lexsort((-largest, np.where(fits, -missing, np.inf)))
+            counts = candidates[order[0]]
+        return counts
+
+    def _is_close(self, counts: Counts) -> bool:
+        found = self.costs.of(counts)
+        return any(t.limit - found[t.metric][0] < SLACK * self.original[t.metric] for t in self.targets)
+
+    def plan(self, counts: Counts) -> Plan:
+        """Keep the most important channels of each group."""
+        best = [np.argsort(-worth, kind="stable")[:count] for worth, count in zip(self.importance, counts, strict=True)]
+        return Plan(tuple(np.sort(positions) for positions in best))
+
+    def score(self, plan: Plan) -> float:
+        """Judge a plan without data: the share of all importance that it keeps."""
+        kept = sum(float(worth[at].sum()) for worth, at in zip(self.importance, plan.kept, strict=True))
+        return kept / max(sum(float(worth.sum()) for worth in self.importance), 1e-30)
+
+
+def step_of(group: Group, align: Align) -> int:
+    """Find by how many channels a group's width changes, so that the axes it makes stay aligned."""
+    owned = int(group.multiplicity.min())  # indices of an axis that one channel takes along
+    step = align.multiple // math.gcd(align.multiple, owned)
+    if align.part == 1:
+        return min(step, group.width)
+    while step > max(1, group.width // align.part):
+        step //= 2
+    return step
+
+
+def describe_reason(channels: Channels, reason: int) -> str:
+    """Put a reason into words: what stays because of which node."""
+    found = channels.reasons[reason]
+    if found.node < 0:
+        return found.text
+    node = channels.model.graph.nodes[found.node]
+    return f"{node.op} {node.name!r}: {found.text}" if node.name else f"{node.op}: {found.text}"

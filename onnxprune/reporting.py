@@ -1,0 +1,101 @@
+"""One report of a run; the terminal table and the JSON file are views of it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from onnxprune.weights import Array
+
+FORMAT = "onnxprune.report/1"
+
+
+@dataclass
+class Measured:
+    """What a model costs and does; None where it was not measured.
+
+    Attributes:
+        macs: multiply-accumulates of one run at the measured input shape.
+        params: stored numbers.
+        file_bytes: size of the file, external data included.
+        activation_bytes: most bytes of activations alive at once, counted.
+        latency_ms: median, p10 and p90 of one run.
+        memory_bytes: memory of the process.
+        accuracy: share of samples whose class is right.
+    """
+
+    macs: int
+    params: int
+    file_bytes: int
+    activation_bytes: int
+    latency_ms: dict[str, float] | None = None
+    memory_bytes: int | None = None
+    accuracy: float | None = None
+
+
+@dataclass
+class Report:
+    """What a run of compress did.
+
+    Attributes:
+        headline: the first line a user should read.
+        model: the input file's name.
+        output: the output file's name, None on a dry run.
+        before: the original.
+        after: the result.
+        target: per metric what was asked, the limit, and the value reached.
+        groups: per group its name, width, channels kept and step.
+        frozen: what stays and why, with its share of the MACs.
+        stages: accuracy after each stage.
+        checks: what was verified.
+        alignments: what each alignment tried gave.
+        notes: what else the user should know.
+        settings: the settings of the run.
+        seconds: time per stage.
+    """
+
+    headline: str
+    model: str
+    output: str | None
+    before: Measured
+    after: Measured
+    target: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
+    frozen: list[dict[str, Any]]
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    checks: dict[str, str] = field(default_factory=dict)
+    alignments: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report as plain JSON values."""
+        return {
+            "format": FORMAT,
+            **{name: value for name, value in vars(self).items() if name not in ("before", "after")},
+            "before": vars(self.before),
+            "after": vars(self.after),
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that a number depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("onnxprune", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def latency(times: Array) -> dict[str, float]:
+    """Sum up measured milliseconds."""
+    p10, median, p90 = np.percentile(times, [10, 50, 90])
+    return {"median": round(float(median), 4), "p10": round(float(p10), 4), "p90": round(float(p90), 4)}

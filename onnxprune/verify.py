@@ -1,0 +1,259 @@
+"""Prove a result before it is written: valid, loadable, as small as planned, and equal where it must be.
+
+The last check shares nothing with the rules: the cut model must answer as the original does whose removed slices are
+set to zero. See `zeroed` for what is zeroed and what is not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
+
+from onnxprune import runtime
+from onnxprune import shapes as sizes
+from onnxprune.channels import Channels, find_channels
+from onnxprune.errors import InputError, VerifyError
+from onnxprune.metrics import Costs
+from onnxprune.model import analyse, copy_fields, write_external
+from onnxprune.ops.rule import Axes, Key, Mask
+from onnxprune.plan import Plan, kept_atoms
+from onnxprune.weights import Array
+
+LEVELS = ("none", "fast", "full")
+HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+NOT_ZEROED = frozenset({("Div", 1), ("Mod", 1), ("Pow", 1), ("BatchNormalization", 4)})
+"""Operands (operator, input) that must not become zero: divisors, exponents, variances."""
+
+
+def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[str, str]:
+    """Check a cut model against its original.
+
+    Args:
+        channels: of the original.
+        plan: what the cut was made from.
+        cut: the result, not yet written.
+        level: ``fast`` compares outputs on one input, ``full`` on several, with and without graph optimisation.
+
+    Returns:
+        What was checked, and the result in words.
+
+    Raises:
+        VerifyError: a check failed.
+        InputError: onnxruntime cannot run the original.
+    """
+    if level == "none":
+        return {}
+    model = channels.model
+    checks = {"checker": _check_valid(cut, model.bound), "interface": _check_interface(model.proto, cut)}
+    smaller = analyse(cut, model.folder, runtime.evaluate, model.bound)
+    found = find_channels(smaller)
+    counted = int(Costs(found).of([g.width for g in found.groups])["macs"][0])
+    planned = int(Costs(channels).of(plan.counts)["macs"][0])
+    if counted != planned:
+        raise VerifyError(f"the cut model has {counted} MACs, {planned} were planned")
+    checks["macs"] = f"{counted} recounted as planned"
+    checks["outputs"] = _check_outputs(channels, plan, cut, level)
+    return checks
+
+
+def _check_valid(cut: ModelProto, bound: Mapping[str, sizes.Shape]) -> str:
+    bare = sizes.skeleton(cut, bound)
+    try:
+        onnx.checker.check_model(bare)
+    except Exception as error:
+        raise VerifyError(f"the cut model is not valid ONNX: {error}") from error
+    try:
+        onnx.checker.check_model(bare, full_check=True)
+    except Exception as error:
+        return f"passed; full shape check not possible ({str(error).splitlines()[0][:120]})"
+    return "passed, with full shape check"
+
+
+def _check_interface(original: ModelProto, cut: ModelProto) -> str:
+    before, after = original.graph, cut.graph
+    if sizes.real_inputs(before) != sizes.real_inputs(after) or list(before.output) != list(after.output):
+        raise VerifyError("the inputs or outputs of the cut model are not those of the original")
+    return "same inputs and outputs"
+
+
+def _check_outputs(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> str:
+    """Compare the cut model with the zeroed original on random inputs."""
+    model = channels.model
+    batches = (1, 2) if level == "full" else (2,)
+    bounds = [dict(model.bound)]
+    if model.has_free_batch:
+        bounds = [{name: (batch, *shape[1:]) for name, shape in model.bound.items()} for batch in batches]
+    seeds = range(3 if level == "full" else 1)
+    feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for bound in bounds for seed in seeds]
+    worst = 0.0
+    for optimize in (True, False) if level == "full" else (True,):
+        expected = _reference(channels, plan, feeds, optimize)
+        try:
+            session = runtime.Session(cut, folder=model.folder, threads=1, optimize=optimize)
+            answers = [session.run(feed) for feed in feeds]
+        except InputError as error:
+            raise VerifyError(f"the cut model does not run: {error}") from error
+        for wanted, got in zip(expected, answers, strict=True):
+            worst = max(worst, compare(wanted, got))
+    tolerance = 1e-2 if any(t.data_type in HALF_TYPES for t in model.stored.values()) else 1e-4
+    if not worst <= tolerance:
+        raise VerifyError(
+            f"the cut model differs from the original with the same slices zeroed by {worst:.1e} of the largest output"
+        )
+    return f"equal to the zeroed original within {worst:.1e} of the largest output"
+
+
+def _reference(channels: Channels, plan: Plan, feeds: list[dict[str, Array]], optimize: bool) -> list[list[Any]]:
+    """Run the zeroed original; where zeroing everything is not finite, zero only what sums run over."""
+    keep = kept_atoms(channels, plan)
+    answers: list[list[Any]] = []
+    for only_contracted in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "zeroed.onnx"
+            zeroed(channels, keep, file, only_contracted)
+            try:
+                session = runtime.Session(file, threads=1, optimize=optimize)
+                answers = [session.run(feed) for feed in feeds]
+            except InputError as error:
+                raise InputError(f"{error}; --verify none compresses a model that onnxruntime cannot run") from error
+        if all(np.isfinite(value).all() for answer in answers for value in answer if _is_float(value)):
+            break
+    return answers
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+
+
+def compare(expected: list[Any], answers: list[Any]) -> float:
+    """Give the largest difference of two sets of outputs, relative to the largest expected number.
+
+    Integer outputs (classes, positions) count as different where more than one in a hundred differs.
+    """
+    worst = 0.0
+    for wanted, got in zip(expected, answers, strict=True):
+        if not isinstance(wanted, np.ndarray):
+            continue
+        if wanted.shape != got.shape:
+            raise VerifyError(f"an output has shape {got.shape}, the original gives {wanted.shape}")
+        if _is_float(wanted) and wanted.size:
+            if np.array_equal(wanted, got, equal_nan=True):
+                continue
+            scale = max(float(np.abs(wanted).max()), 1e-12)
+            worst = max(worst, float(np.abs(wanted.astype(np.float64) - got).max()) / scale)
+        elif wanted.size and np.mean(wanted != got) > 0.01:
+            worst = np.inf
+    return worst
+
+
+def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) -> None:
+    """Write the original with every removed slice of its stored numbers set to zero, weights in a file beside it.
+
+    Operands that must not be zero (`NOT_ZEROED`) are left as they are.
+
+    Args:
+        channels: of the original.
+        keep: per atom, whether it stays.
+        path: the file to write.
+        only_contracted: zero only the axes that convolutions and matrix products sum over.
+    """
+    model = channels.model
+    proto = ModelProto()
+    copy_fields(model.proto, proto, skip=["graph"])
+    proto.ir_version = min(max(proto.ir_version, 4), runtime.MAX_IR_VERSION)
+    copy_fields(model.proto.graph, proto.graph, skip=["node", "initializer", "value_info"])
+    filled = {
+        index: values
+        for index in range(len(model.graph.nodes))
+        if (values := _filled(channels, index, keep)) is not None
+    }
+    own: dict[str, tuple[int, int]] = {}
+    for index, node in enumerate(model.proto.graph.node):
+        if index in filled or (not node.input and node.output[0] in model.stored):
+            continue  # becomes an initializer
+        proto.graph.node.append(node)
+        for position in range(len(node.input)):
+            if (index, position) in channels.axes:
+                name = f"{node.input[position]}/{index}/{position}"
+                proto.graph.node[-1].input[position] = name
+                own[name] = (index, position)
+    axes_of = _zeroable_axes(channels, only_contracted)
+
+    def tensors() -> Iterator[tuple[str, TensorProto | Array]]:
+        for name, tensor in model.stored.items():
+            axes = channels.axes.get(name)
+            touched = axes is not None and not keep[axes.start : axes.end].all()
+            if axes is not None and touched:
+                yield name, zero_slices(model.array(name), axes, keep, axes_of(name))
+            else:
+                yield name, tensor
+        for name, key in own.items():
+            root = model.graph.nodes[key[0]].inputs[key[1]].name
+            values = model.array(channels.aliases.root.get(root, root))
+            yield name, zero_slices(values, channels.axes[key], keep, axes_of(key))
+        for index, values in filled.items():
+            name = model.graph.nodes[index].outputs[0].name
+            yield name, zero_slices(values, channels.axes[name], keep, axes_of(name))
+
+    write_external(proto, tensors(), path, model.folder)
+
+
+def zero_slices(values: Array, axes: Axes, keep: Mask, along: Container[int]) -> Array:
+    """Set the removed slices along some axes to zero."""
+    values = np.array(values)
+    for axis in range(len(axes)):
+        if axis in along:
+            gone = ~keep[axes.offsets[axis] : axes.offsets[axis + 1]]
+            values[(slice(None),) * axis + (gone,)] = 0
+    return values
+
+
+def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key], Container[int]]:
+    """Say which axes of a stored tensor may be zeroed, given who reads it."""
+    untouched: set[Key] = set()
+    contracted: dict[Key, set[int]] = {}
+    for index, node in enumerate(channels.model.graph.nodes):
+        for position, axes in enumerate(channels.view(index).inputs):
+            if axes is None:
+                continue
+            if (node.op, position) in NOT_ZEROED:
+                untouched.add(axes.key)
+            axis = _contracted_axis(node, position)
+            if axis is not None:
+                contracted.setdefault(axes.key, set()).add(axis % len(axes))
+
+    def axes_of(key: Key) -> Container[int]:
+        if key in untouched:
+            return ()
+        return contracted.get(key, ()) if only_contracted else range(64)
+
+    return axes_of
+
+
+def _contracted_axis(node: gs.Node, position: int) -> int | None:
+    """Name the axis of an operand that a node sums over with the other operand's."""
+    if node.op in ("Conv", "ConvTranspose") and position == 1 and node.attrs.get("group", 1) == 1:
+        return 1 if node.op == "Conv" else 0
+    if node.op == "Gemm" and position == 1:
+        return 1 if node.attrs.get("transB", 0) else 0
+    if node.op == "MatMul" and position < 2:
+        return -1 if position == 0 else -2
+    return None
+
+
+def _filled(channels: Channels, index: int, keep: Mask) -> Array | None:
+    """Write out a ConstantOfShape that serves as a weight and loses slices (None: it does not)."""
+    node = channels.model.graph.nodes[index]
+    axes = channels.axes.get(node.outputs[0].name) if node.op == "ConstantOfShape" else None
+    fill = node.attrs.get("value")
+    if axes is None or fill is None or keep[axes.start : axes.end].all():
+        return None
+    return np.full(axes.shape, fill.values.reshape(-1)[0])

@@ -1,0 +1,1 @@
+"""Makes `oracle` and `nets` importable from every folder of tests."""

@@ -1,0 +1,657 @@
+"""The oracle: is a cut model what its plan says it is?
+
+It shares no code with the rules, the surgery or the metrics of onnxprune. From the original file and the plan's JSON
+alone, with onnx, numpy and onnxruntime, it checks that
+
+1. the cut model is valid;
+2. its multiply-accumulates, counted again, are those the plan predicts, and so are the original's;
+3. inputs and outputs keep names, types and shapes, free axes included;
+4. whatever the plan does not touch is the same, bit for bit, and what it touches lost exactly the planned slices;
+5. its outputs equal those of the original with all removed slices set to zero.
+
+`blind_layers` says where (5) proves little: layers whose weights may be wrong without moving the output.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune import channels, metrics, model, plan, runtime, surgery
+
+Array = npt.NDArray[Any]
+Values = dict[str, Array]
+
+TOLERANCE = 1e-4
+HALF_TOLERANCE = 1e-2
+POWER = 100
+
+SIZE_INPUTS = {
+    **{(op, 1): True for op in ("Reshape", "Expand", "Split", "Gather", "Pad", "Squeeze", "Slice")},
+    **{("Slice", 2): True, ("ConstantOfShape", 0): True, ("Resize", 3): True},
+}
+"""Inputs that hold sizes or positions: the only ones, beside shared parameters, whose numbers may be written anew."""
+
+SIZE_ATTRIBUTES = {
+    "Conv": {"group"},
+    "ConvTranspose": {"group"},
+    "Pad": {"pads"},
+    "Slice": {"starts", "ends"},
+    "Split": {"split", "num_outputs"},
+    "Squeeze": {"axes"},
+}
+
+NOT_ZEROED = {
+    *(("BatchNormalization", 1), ("BatchNormalization", 4), ("InstanceNormalization", 1)),
+    *(("Div", 1), ("Mod", 1), ("Pow", 1), ("Log", 0), ("Reciprocal", 0)),
+}
+"""Inputs where a zero is no absence: scales of a normalisation, variances, divisors, exponents."""
+
+SQUASHING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
+"""A head that ends in one of these hides errors: what it reads is compared as well, and 1 counts as its scale."""
+
+MOVES_ONLY = {"Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one check worked on.
+
+    Attributes:
+        original: the model, weights inside.
+        small: the cut model.
+        content: the plan's JSON.
+        found: what onnxprune found in the original.
+        feeds: the inputs that were run.
+    """
+
+    original: ModelProto
+    small: ModelProto
+    content: dict[str, Any]
+    found: channels.Channels
+    feeds: list[Values]
+
+    @cached_property
+    def macs(self) -> tuple[int, int]:
+        """Multiply-accumulates of the original and of the cut model, counted independently."""
+        return count_macs(self.original, self.found.model.bound), count_macs(self.small, self.found.model.bound)
+
+
+def check(
+    source: Path | ModelProto,
+    *,
+    seed: int = 0,
+    kept: plan.Plan | None = None,
+    asked: Mapping[str, Sequence[int]] | None = None,
+    keep: Sequence[str] = (),
+    feeds: list[Values] | None = None,
+    run: bool = True,
+) -> Checked:
+    """Cut a model and check everything.
+
+    Args:
+        source: a file, or a model in memory.
+        seed: draws the plan and the inputs.
+        kept: the plan; by default a random one that keeps 1 to 90 % of each group.
+        asked: shapes for inputs that the file leaves free.
+        keep: patterns of node names to leave alone.
+        feeds: inputs to run; by default random ones for batch 1, and for batch 2 where the batch is free.
+        run: whether to compare outputs.
+    """
+    folder = source.parent if isinstance(source, Path) else Path()
+    original = onnx.load(source) if isinstance(source, Path) else source
+    before = original.SerializeToString(deterministic=True)
+    loaded = (
+        model.load(source, runtime.evaluate, asked)
+        if isinstance(source, Path)
+        else model.analyse(source, folder, runtime.evaluate, asked or {})
+    )
+    found = channels.find_channels(loaded, keep)
+    chosen = random_plan(found, seed) if kept is None else kept
+    content = plan.to_json(found, chosen, "", {})
+    costs = metrics.Costs(found)
+    predicted = {name: costs.of(counts)["macs"][0] for name, counts in (("whole", widths(found)), ("cut", chosen.counts))}
+    small = surgery.cut(found, chosen, runtime.evaluate)
+    assert original.SerializeToString(deterministic=True) == before, "the original was changed"
+    if isinstance(source, Path):
+        onnx.load_external_data_for_model(small, str(folder))
+
+    done = Checked(original, small, content, found, feeds or random_feeds(original, loaded.bound, seed))
+    check_valid(original, small)
+    check_signature(original, small)
+    check_numbers(original, small, content)
+    check_nodes(original, small, content)
+    check_rest(original, small)
+    if run:
+        whole_macs, cut_macs = done.macs
+        assert whole_macs == round(predicted["whole"]), f"{predicted['whole']} MACs predicted, {whole_macs} counted"
+        assert cut_macs == round(predicted["cut"]), f"cut: {predicted['cut']} MACs predicted, {cut_macs} counted"
+        check_outputs(done)
+    return done
+
+
+def widths(found: channels.Channels) -> list[int]:
+    """List the widths of all groups."""
+    return [group.width for group in found.groups]
+
+
+def random_plan(found: channels.Channels, seed: int) -> plan.Plan:
+    """Keep 1 to 90 % of each group, at least one channel."""
+    rng = np.random.default_rng(seed)
+    kept = []
+    for group in found.groups:
+        count = max(1, int(rng.uniform(0.01, 0.9) * group.width))
+        kept.append(np.sort(rng.choice(group.width, count, replace=False)))
+    return plan.Plan(tuple(kept))
+
+
+def even_plan(found: channels.Channels, share: float, seed: int = 0) -> plan.Plan:
+    """Keep the same share of every group, at least one channel."""
+    rng = np.random.default_rng(seed)
+    counts = [max(1, round(share * group.width)) for group in found.groups]
+    return plan.Plan(
+        tuple(np.sort(rng.choice(g.width, n, replace=False)) for g, n in zip(found.groups, counts, strict=True))
+    )
+
+
+# ------------------------------------------------------------------------------------------------- 1. and 3.
+
+
+def check_valid(original: ModelProto, small: ModelProto) -> None:
+    """Run the checker of onnx, with shapes where the original passes that."""
+    onnx.checker.check_model(small)
+    try:
+        onnx.checker.check_model(original, full_check=True)
+    except onnx.shape_inference.InferenceError:
+        return
+    onnx.checker.check_model(small, full_check=True)
+
+
+def check_signature(original: ModelProto, small: ModelProto) -> None:
+    """Compare what the user feeds and gets."""
+    for side in ("input", "output"):
+        ours = [value for value in getattr(original.graph, side) if value.name not in stored_by_name(original)]
+        theirs = [value for value in getattr(small.graph, side) if value.name not in stored_by_name(small)]
+        assert ours == theirs, f"the {side}s differ: {[v.name for v in ours]} and {[v.name for v in theirs]}"
+
+
+# -------------------------------------------------------------------------------------------------- 2. MACs
+
+
+def count_macs(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> int:
+    """Count the multiply-accumulates of all layers with weights."""
+    shapes = tensor_shapes(proto, bound)
+    total = 0
+    for node in proto.graph.node:
+        size = [shapes.get(name, ()) for name in node.input]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Conv":
+            total += volume(shapes[node.output[0]]) * volume(size[1][1:])
+        elif node.op_type == "ConvTranspose":
+            total += volume(size[0]) * volume(size[1][1:])
+        elif node.op_type == "Gemm":
+            total += volume(shapes[node.output[0]]) * size[0][0 if attributes.get("transA", 0) else 1]
+        elif node.op_type == "MatMul":
+            total += volume(shapes[node.output[0]]) * size[0][-1]
+        elif node.op_type in ("LSTM", "GRU", "RNN"):
+            total += (volume(size[1]) + volume(size[2])) * size[0][0] * size[0][1]
+    return total
+
+
+def volume(shape: Iterable[int]) -> int:
+    """Multiply sizes."""
+    return int(np.prod(tuple(shape), dtype=np.int64))
+
+
+def tensor_shapes(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Find the shape of every tensor: by inference, or by running the model where that is not enough."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.value_info[:]
+    for value in copy.graph.input:
+        if value.name in bound:
+            value.CopyFrom(
+                helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, bound[value.name])
+            )
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    done = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+    shapes = {name: tuple(tensor.dims) for name, tensor in stored_by_name(proto).items()}
+    for value in [*done.input, *done.value_info, *done.output]:
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            shapes[value.name] = tuple(d.dim_value for d in dims)
+    counted = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+    wanted = [n for node in proto.graph.node if node.op_type in counted for n in [*node.input, *node.output] if n]
+    missing = [name for name in dict.fromkeys(wanted) if name not in shapes]
+    if missing:
+        del copy.graph.output[:]
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing)
+        results = run_model(copy, random_feeds(copy, bound, 0)[0])
+        shapes.update({name: result.shape for name, result in zip(missing, results, strict=True)})
+    return shapes
+
+
+# ------------------------------------------------------------------------------------------ 4. bit-identical
+
+
+def stored_by_name(proto: ModelProto) -> dict[str, TensorProto]:
+    """Collect what a model stores: initializers, and Constant nodes by the name of their output."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            stored[node.output[0]] = constant_tensor(node)
+    return stored
+
+
+def constant_tensor(node: NodeProto) -> TensorProto:
+    """Give what a Constant node holds."""
+    (attribute,) = (a for a in node.attribute if a.name.startswith("value"))
+    if attribute.name == "value":
+        return attribute.t
+    types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    return numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), types[attribute.name]))
+
+
+def aliases(proto: ModelProto) -> dict[str, str]:
+    """Follow Identity nodes to stored tensors."""
+    stored = set(stored_by_name(proto))
+    root: dict[str, str] = {name: name for name in stored}
+    for node in proto.graph.node:
+        if node.op_type == "Identity" and node.input[0] in root:
+            root[node.output[0]] = root[node.input[0]]
+    return root
+
+
+def from_sizes(proto: ModelProto) -> set[str]:
+    """Name the tensors that follow from sizes of other tensors, or from stored whole numbers."""
+    stored = stored_by_name(proto)
+    whole = {name for name, t in stored.items() if t.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)}
+    sized: set[str] = set()
+    for node in proto.graph.node:
+        names = [name for name in node.input if name]
+        known = all(n in sized or n in stored for n in names)
+        if node.op_type in ("Shape", "Size") or (names and known and any(n in sized or n in whole for n in names)):
+            sized.update(node.output)
+    return sized
+
+
+def removed_slices(content: dict[str, Any]) -> dict[str | tuple[int, int], dict[int, list[int]]]:
+    """Read from a plan what every stored tensor, or every reader of a shared one, loses."""
+    gone: dict[str | tuple[int, int], dict[int, list[int]]] = {}
+    for name, by_axis in content["removed"].items():
+        gone[name] = {int(axis): indices for axis, indices in by_axis.items()}
+    for entry in content["removed_at"]:
+        gone.setdefault((entry["node"], entry["input"]), {})[entry["axis"]] = entry["indices"]
+    return gone
+
+
+def check_numbers(original: ModelProto, small: ModelProto, content: dict[str, Any]) -> None:
+    """Check that every stored number a node reads is the original's less what the plan removes."""
+    gone = removed_slices(content)
+    root, small_root = aliases(original), aliases(small)
+    stored, small_stored = stored_by_name(original), stored_by_name(small)
+    small_nodes = {node.output[0]: node for node in small.graph.node if node.output}
+    for index, node in enumerate(original.graph.node):
+        now = small_nodes.get(node.output[0])
+        for position, name in enumerate(node.input):
+            known = now is None or name not in root or node.output[0] in root
+            if known or (node.op_type, position) in SIZE_INPUTS:
+                continue
+            where = f"input {position} of {node.name or node.output[0]} ({name})"
+            assert now.input[position] in small_root, f"{where} is stored no more"
+            expected = numpy_helper.to_array(stored[root[name]])
+            for axis, indices in gone.get((index, position), gone.get(root[name], {})).items():
+                expected = np.delete(expected, indices, axis)
+            tensor = small_stored[small_root[now.input[position]]]
+            assert tensor.data_type == stored[root[name]].data_type, f"{where} changed its type"
+            result = numpy_helper.to_array(tensor)
+            assert expected.shape == result.shape, f"{where}: {result.shape} instead of {expected.shape}"
+            assert expected.tobytes() == result.tobytes(), f"{where} holds other numbers than planned"
+    _check_initializers(original, small, gone, root)
+
+
+def _check_initializers(
+    original: ModelProto, small: ModelProto, gone: dict[str | tuple[int, int], Any], root: Mapping[str, str]
+) -> None:
+    """Check that initializers nobody cuts stay, to the letter and in their order."""
+    touched = {key for key in gone if isinstance(key, str)}
+    for index, node in enumerate(original.graph.node):
+        for position, name in enumerate(node.input):
+            if (index, position) in gone or (node.op_type, position) in SIZE_INPUTS:
+                touched.add(root.get(name, name))
+    now = {tensor.name: tensor for tensor in small.graph.initializer}
+    sized = from_sizes(original)
+    read = {name for node in small.graph.node for name in node.input}
+    order = [tensor.name for tensor in original.graph.initializer if tensor.name in now]
+    assert order == [name for name in now if name in {t.name for t in original.graph.initializer}], "order changed"
+    only_sizes = {name for node in original.graph.node if all(o in sized for o in node.output) for name in node.input}
+    for tensor in original.graph.initializer:
+        if tensor.name in touched:
+            continue
+        if tensor.name in now:
+            assert now[tensor.name] == tensor, f"initializer {tensor.name} changed"
+        else:
+            assert tensor.name in only_sizes, f"initializer {tensor.name} is gone"
+            assert tensor.name not in read
+
+
+def check_nodes(original: ModelProto, small: ModelProto, content: dict[str, Any]) -> None:
+    """Check that nodes keep their order and everything in them but sizes."""
+    gone = removed_slices(content)
+    sized, root = from_sizes(original), aliases(original)
+    constants = {node.output[0] for node in original.graph.node if node.op_type == "Constant"}
+    ours = {tuple(node.output): index for index, node in enumerate(original.graph.node)}
+    order = [ours[tuple(node.output)] for node in small.graph.node if tuple(node.output) in ours]
+    assert order == sorted(order), "nodes changed their order"
+    for index in set(range(len(original.graph.node))) - set(order):
+        node = original.graph.node[index]
+        assert all(o in sized or o in root for o in node.output), f"node {node.name} ({node.op_type}) is gone"
+    names = {name for node in original.graph.node for name in [*node.input, *node.output]}
+    for node in small.graph.node:
+        if tuple(node.output) not in ours:
+            assert node.op_type == "Where", f"a {node.op_type} was added"
+            assert node.output[0] not in names
+            assert node.input[2] in sized, "a size was patched that is none"
+            continue
+        index = ours[tuple(node.output)]
+        before = original.graph.node[index]
+        where = f"node {before.name or before.output[0]} ({before.op_type})"
+        for field in ("name", "op_type", "domain", "doc_string", "overload"):
+            assert getattr(node, field) == getattr(before, field), f"{where} changed its {field}"
+        assert list(node.metadata_props) == list(before.metadata_props), f"{where} lost metadata"
+        if before.output[0] not in constants:
+            allowed = SIZE_ATTRIBUTES.get(before.op_type, set())
+            assert attributes_but(before, allowed) == attributes_but(node, allowed), f"{where} changed its attributes"
+        for position, name in enumerate(node.input):
+            old = before.input[position] if position < len(before.input) else ""
+            if name == old:
+                continue
+            may = (index, position) in gone or (before.op_type, position) in SIZE_INPUTS or old in sized
+            assert may, f"{where}: input {position} is {name!r}, was {old!r}"
+            assert name not in names, f"{where} reads {name!r} of another node"
+
+
+def attributes_but(node: NodeProto, names: set[str]) -> dict[str, Any]:
+    """Give all attributes but some, in a form that compares by content."""
+    return {a.name: attribute_content(a) for a in node.attribute if a.name not in names}
+
+
+def attribute_content(attribute: AttributeProto) -> Any:
+    """Give an attribute's type and content; tensors by their numbers, whichever field holds them."""
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        array = numpy_helper.to_array(value)
+        value = (value.data_type, array.shape, array.tobytes())
+    elif isinstance(value, GraphProto):
+        value = value.SerializeToString(deterministic=True)
+    return attribute.type, value
+
+
+def check_rest(original: ModelProto, small: ModelProto) -> None:
+    """Compare what is neither node nor weight: versions, metadata, functions, names, texts."""
+    bare = []
+    for proto in (original, small):
+        copy = ModelProto()
+        copy.CopyFrom(proto)
+        for field in ("node", "initializer", "input", "output", "value_info"):
+            copy.graph.ClearField(field)
+        bare.append(copy)
+    assert bare[0] == bare[1], "metadata, opsets or functions changed"
+
+
+# ---------------------------------------------------------------------------------------------- 5. outputs
+
+
+def check_outputs(checked: Checked) -> None:
+    """Compare the cut model to the original with all removed slices set to zero."""
+    names = watched(checked.original)
+    small = with_outputs(checked.small, names)
+    reference = with_outputs(zeroed(checked.original, checked.content), names)
+    fallback = None
+    for feed in checked.feeds:
+        expected = run_model(reference, feed)
+        if not all_finite(expected):
+            fallback = fallback or with_outputs(zeroed(checked.original, checked.content, only_contracted=True), names)
+            expected = run_model(fallback, feed)
+            assert all_finite(expected), "the original is not finite on these inputs"
+        limit = tolerance(checked.original)
+        for (name, scale), ours, theirs in zip(names.items(), expected, run_model(small, feed), strict=True):
+            difference = distance(ours, theirs, scale)
+            assert difference <= limit, f"output {name} is off by {difference:.1e} of its largest number"
+
+
+def watched(proto: ModelProto) -> dict[str, float]:
+    """Name what to compare, and the least scale of each: the outputs, and what those read that squash."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    scales: dict[str, float] = {}
+    for value in proto.graph.output:
+        maker = makers.get(value.name)
+        if maker is not None and maker.op_type in SQUASHING:
+            scales |= {value.name: 1.0, maker.input[0]: 0.0}
+        else:
+            scales[value.name] = 0.0
+    return scales
+
+
+def with_outputs(proto: ModelProto, names: Iterable[str]) -> ModelProto:
+    """Give a model other outputs."""
+    result = ModelProto()
+    result.CopyFrom(proto)
+    declared = {value.name: value for value in proto.graph.output}
+    del result.graph.output[:]
+    result.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return result
+
+
+def tolerance(proto: ModelProto) -> float:
+    """Say how far outputs may be apart, relative to the largest."""
+    halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in stored_by_name(proto).values())
+    return HALF_TOLERANCE if halves else TOLERANCE
+
+
+def all_finite(outputs: Iterable[Any]) -> bool:
+    """Tell whether all outputs are finite."""
+    return all(np.isfinite(o).all() for o in outputs if isinstance(o, np.ndarray) and o.dtype.kind == "f")
+
+
+def distance(ours: Any, theirs: Any, scale: float = 0.0) -> float:
+    """Measure how far outputs are apart, relative to the largest number; whole numbers and texts must be equal."""
+    if not isinstance(ours, np.ndarray) or ours.dtype.kind != "f":
+        return 0.0 if np.array_equal(ours, theirs) else np.inf
+    assert ours.shape == theirs.shape, f"an output has shape {theirs.shape} instead of {ours.shape}"
+    if not ours.size:
+        return 0.0
+    wide, other = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.abs(wide - other).max() / max(np.abs(wide).max(), scale, 1e-30))
+
+
+def zeroed(original: ModelProto, content: dict[str, Any], *, only_contracted: bool = False) -> ModelProto:
+    """Set removed slices of the original to zero; everything else stays, sizes included.
+
+    Args:
+        original: the model.
+        content: the plan's JSON.
+        only_contracted: leave what makes channels alone and zero only the weights that read them.
+    """
+    result = ModelProto()
+    result.CopyFrom(original)
+    stored, root = stored_by_name(result), aliases(result)
+    moved = moves_only(result)
+    exempt = {moved[name] for node in result.graph.node for name in untouchable(node) if name in moved}
+    reads = contracted_axes(result)
+    for key, by_axis in removed_slices(content).items():
+        if isinstance(key, str):
+            name, values, may_zero = key, stored[key], key not in exempt
+        else:
+            node = result.graph.node[key[0]]
+            values, may_zero = stored[root[node.input[key[1]]]], node.input[key[1]] not in untouchable(node)
+            name = own_copy(result, node, key[1], values)
+        numbers = numpy_helper.to_array(values).copy()
+        for axis, indices in by_axis.items():
+            if (key, axis) in reads if only_contracted else may_zero:
+                numbers[(slice(None),) * axis + (indices,)] = 0
+        write(result, name, numbers)
+    return result
+
+
+def write(proto: ModelProto, name: str, values: Array) -> None:
+    """Store other numbers under a name, in an initializer or in a Constant node."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+    for initializer in proto.graph.initializer:
+        if initializer.name == name:
+            initializer.CopyFrom(tensor)
+            return
+    (node,) = (node for node in proto.graph.node if list(node.output) == [name])
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("value", tensor))
+
+
+def own_copy(proto: ModelProto, node: NodeProto, position: int, shared: TensorProto) -> str:
+    """Give one reader of a shared parameter its own copy of it; returns the copy's name."""
+    copy = proto.graph.initializer.add()
+    copy.CopyFrom(shared)
+    copy.name = f"{node.output[0]}_input_{position}_alone"
+    node.input[position] = copy.name
+    return copy.name
+
+
+def untouchable(node: NodeProto) -> set[str]:
+    """Name the inputs of a node where a zero would be no absence."""
+    return {name for position, name in enumerate(node.input) if (node.op_type, position) in NOT_ZEROED}
+
+
+def moves_only(proto: ModelProto) -> dict[str, str]:
+    """Follow nodes that only move numbers around back to the stored tensor they start from."""
+    source = {name: name for name in stored_by_name(proto)}
+    for node in proto.graph.node:
+        if node.op_type in MOVES_ONLY and node.input[0] in source:
+            source[node.output[0]] = source[node.input[0]]
+    return source
+
+
+def contracted_axes(proto: ModelProto) -> set[tuple[str, int]]:
+    """Find the axes of stored weights that a layer sums over."""
+    places = {name: (name, list(range(len(t.dims)))) for name, t in stored_by_name(proto).items()}
+    found = set()
+    for node in proto.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type in ("Identity", "Cast", "Transpose") and node.input[0] in places:
+            name, axes = places[node.input[0]]
+            order = attributes.get("perm", range(len(axes))[::-1]) if node.op_type == "Transpose" else range(len(axes))
+            places[node.output[0]] = name, [axes[a] for a in order]
+        summed: list[tuple[int, int]] = []
+        if node.op_type == "Conv" and attributes.get("group", 1) == 1:
+            summed = [(1, 1)]
+        elif node.op_type == "ConvTranspose" and attributes.get("group", 1) == 1:
+            summed = [(1, 0)]
+        elif node.op_type == "Gemm":
+            summed = [(0, 0 if attributes.get("transA", 0) else 1), (1, 1 if attributes.get("transB", 0) else 0)]
+        elif node.op_type == "MatMul":
+            summed = [(0, -1), (1, -2)]
+        for position, axis in summed:
+            if node.input[position] in places:
+                name, axes = places[node.input[position]]
+                found.add((name, axes[axis if len(axes) > 1 else 0]))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- power
+
+
+def blind_layers(checked: Checked) -> list[str]:
+    """List the cut weights that may be wrong without moving an output: there, equal outputs prove nothing.
+
+    The error planted in each is the one a wrong index makes: kept slices in another order (a lone one changes sign).
+    """
+    small = with_outputs(checked.small, watched(checked.original))
+    normal = [run_model(small, feed) for feed in checked.feeds]
+    limit = max(POWER * TOLERANCE, 2 * tolerance(checked.original))
+    blind = []
+    for name, by_axis in checked.content["removed"].items():
+        for axis in map(int, by_axis):
+            values = numpy_helper.to_array(stored_by_name(small)[name])
+            if values.ndim < 2:
+                continue
+            wrong = ModelProto()
+            wrong.CopyFrom(small)
+            write(wrong, name, np.roll(values, 1, axis) if values.shape[axis] > 1 else -values)
+            results = (run_model(wrong, feed) for feed in checked.feeds)
+            pairs = zip(normal, results, strict=True)
+            moved = max(max(map(distance, before, after)) for before, after in pairs)
+            if not moved > limit:
+                blind.append(f"{name} axis {axis} ({moved:.1e})")
+    return blind
+
+
+# ------------------------------------------------------------------------------------------------- running
+
+
+def run_model(proto: ModelProto, feed: Values) -> list[Any]:
+    """Run a model as it is written, without optimisations."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    results: list[Any] = session.run(None, feed)
+    return results
+
+
+def random_feeds(proto: ModelProto, bound: Mapping[str, tuple[int, ...]], seed: int) -> list[Values]:
+    """Draw inputs for the shapes given, and for batch 2 where the batch is free and the model itself can take it."""
+    stored = stored_by_name(proto)
+    inputs = [value for value in proto.graph.input if value.name not in stored]
+    feeds = [draw(inputs, bound, seed)]
+    dims = [value.type.tensor_type.shape.dim for value in inputs]
+    if dims and all(d and not d[0].HasField("dim_value") for d in dims):
+        pair = draw(inputs, {name: (2, *shape[1:]) for name, shape in bound.items()}, seed + 1)
+        try:
+            run_model(proto, pair)
+        except Exception:  # onnxruntime's own types: the batch is called free, but something inside fixes it
+            return feeds
+        feeds.append(pair)
+    return feeds
+
+
+def draw(inputs: Iterable[onnx.ValueInfoProto], bound: Mapping[str, tuple[int, ...]], seed: int) -> Values:
+    """Draw one random value for each input."""
+    rng = np.random.default_rng(seed)
+    feed: Values = {}
+    for value in inputs:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        shape = bound[value.name]
+        numbers = rng.integers(0, 2, shape) if dtype.kind in "iub" else rng.standard_normal(shape)
+        feed[value.name] = numbers.astype(dtype)
+    return feed
+
+
+def with_random_weights(proto: ModelProto, seed: int = 0) -> ModelProto:
+    """Turn weights made by ConstantOfShape, all equal, into random initializers."""
+    rng = np.random.default_rng(seed)
+    result = ModelProto()
+    result.CopyFrom(proto)
+    stored = stored_by_name(result)
+    made = [n for n in result.graph.node if n.op_type == "ConstantOfShape" and n.input[0] in stored]
+    for node in made:
+        shape = tuple(int(size) for size in numpy_helper.to_array(stored[node.input[0]]))
+        values = rng.uniform(0.5, 1.5, shape)
+        if len(shape) > 1:
+            values = rng.standard_normal(shape) * np.sqrt(2 / volume(shape[1:]))
+        result.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+        result.graph.node.remove(node)
+    return result
+
+
+def operators(proto: ModelProto) -> Counter[str]:
+    """Count the operators of a model."""
+    return Counter(node.op_type for node in proto.graph.node)
