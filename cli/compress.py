@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--align",
     type=click.IntRange(1, 1024),
-    help="Make widths a multiple of this. By default 8, at most an eighth of a group's width, or 16 where that is faster.",
+    help="Make widths a multiple of this. Default: 8, at most an eighth of a group's width, or 16 where faster.",
 )
 @display.keep_option
 @click.option("--min-keep", default=1, show_default=True, type=click.IntRange(1), help="Channels every group keeps.")

@@ -89,13 +89,15 @@ class _AxisTable:
         self._columns = np.full(total + 1, -1, np.int64)
         self._columns[changing] = np.arange(len(changing))
         self.one = len(changing)  # the column of a size that is always 1
-        self.per_channel = np.zeros((len(channels.groups), len(changing) + 1))
-        for row, group in enumerate(channels.groups):
-            self.per_channel[row, self._columns[group.axes]] = group.multiplicity
+        groups = channels.groups
+        rows = np.repeat(np.arange(len(groups)), [len(g.axes) for g in groups])
+        columns = self._columns[np.concatenate([*(g.axes for g in groups), np.empty(0, np.int64)])]
+        owned = np.concatenate([*(g.multiplicity for g in groups), np.empty(0, np.int64)]).astype(np.float64)
+        self.per_channel = csr_array((owned, (rows, columns)), shape=(len(groups), len(changing) + 1))
         self.fixed = np.zeros(len(changing) + 1)
         lengths = np.bincount(channels.axis_of, minlength=total)[changing]
-        widths = np.asarray([g.width for g in channels.groups], np.float64)
-        self.fixed[:-1] = lengths - (widths @ self.per_channel)[:-1]
+        widths = np.asarray([[g.width for g in groups]], np.float64)
+        self.fixed[:-1] = lengths - (widths @ self.per_channel)[0, :-1]
         self.fixed[-1] = 1
 
     def column(self, axes: Axes, axis: int) -> int:
@@ -243,7 +245,5 @@ NOT_PARAMS = frozenset({6, 7, 8, 9, 12, 13})
 
 def _file_bytes(channels: Channels) -> int:
     """Estimate the size of the model's file, external data included, without writing it."""
-    proto = channels.model.proto
     large = [t for t in channels.model.stored.values() if is_weight(t)]
-    small: int = proto.ByteSize() - sum(t.ByteSize() for t in large)
-    return small + sum(map(byte_size, large))
+    return channels.model.frame_bytes + sum(map(byte_size, large))

@@ -13,6 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import shapes as sizes
 from onnxprune.errors import InputError
@@ -37,6 +38,7 @@ class Model:
         shapes: shape of every tensor that is known, bound sizes included.
         types: ONNX element type of every tensor that is known.
         stored: the numbers the file holds: initializers and Constant nodes, by tensor name.
+        frame_bytes: bytes of the file other than those of its large weights.
         size_nodes: indices of the nodes that only compute with sizes.
         size_values: what these nodes compute.
         notes: what the user should know about how the model was read.
@@ -50,6 +52,7 @@ class Model:
     shapes: dict[str, Shape]
     types: dict[str, int]
     stored: dict[str, TensorProto]
+    frame_bytes: int
     size_nodes: frozenset[int] = frozenset()
     size_values: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -127,7 +130,8 @@ def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Seque
     stored = stored_tensors(proto)
     for name, tensor in stored.items():
         shapes[name], types[name] = tuple(tensor.dims), tensor.data_type
-    model = Model(proto, folder, gs.import_onnx(proto), opset, bound, shapes, types, stored, notes=notes)
+    frame_bytes = bare.ByteSize() + sum(value.ByteSize() for value in proto.graph.value_info)
+    model = Model(proto, folder, read_graph(proto), opset, bound, shapes, types, stored, frame_bytes, notes=notes)
     _find_unknown(model, run, contradiction)
     nodes = sizes.shape_arithmetic(proto.graph, shapes, types, stored)
     try:
@@ -136,6 +140,12 @@ def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Seque
     except InputError as error:
         model.notes.append(f"shape arithmetic could not be computed, what it touches is left alone ({error})")
     return model
+
+
+def read_graph(proto: ModelProto) -> gs.Graph:
+    """Read a model into onnx-graphsurgeon, which warns of much that does not matter here."""
+    with G_LOGGER.suppress():
+        return gs.import_onnx(proto)
 
 
 def check(bare: ModelProto) -> None:

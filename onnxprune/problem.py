@@ -18,6 +18,7 @@ from onnxprune.plan import Plan
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
+ROWS = 256  # plans that are looked at together
 SLACK = 0.002  # of the original's cost: closer to a target than this is close enough
 OPTIONS = {"macs": "--flops", "params": "--params"}
 SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -181,21 +182,44 @@ class Problem:
         return np.clip(scales[:, None] * shares * self.widths, self.least, self.widths)
 
     def _fill(self, counts: Counts, wanted: Floats) -> Counts:
-        """Add single steps, where most is missing first, as long as the targets hold and there is room left."""
+        """Add single steps, where most is missing first, as long as the targets hold and there is room left.
+
+        Of equal wishes the step that costs most goes first, so that small ones are left to fill the rest.
+        """
+        worth = self._step_macs()
         while not self._is_close(counts):
-            open_groups = np.flatnonzero(counts < self.widths)
-            candidates = np.tile(counts, (len(open_groups), 1))
-            rows = np.arange(len(open_groups))
-            grown = np.minimum(counts[open_groups] + self.steps[open_groups], self.widths[open_groups])
-            candidates[rows, open_groups] = grown
-            fits = self.meets(candidates) if len(candidates) else np.empty(0, bool)
-            if not fits.any():
+            missing = np.round((wanted - counts) / self.widths, 6)
+            order = np.lexsort((-worth, -missing))
+            order = order[counts[order] < self.widths[order]]
+            grown = self._grow(counts, order)
+            if grown is None:
                 break
-            missing = np.round((wanted - counts) / self.widths, 6)[open_groups]
-            largest = self.costs.of(candidates)["macs"]  # of equal wishes the largest first, small ones fill the rest
-            order = np.lexsort((-largest, np.where(fits, -missing, np.inf)))
-            counts = candidates[order[0]]
+            counts = grown
         return counts
+
+    def _grow(self, counts: Counts, order: npt.NDArray[np.int64]) -> Counts | None:
+        """Add one step to as many groups as the targets allow, in the order given (None: no step fits)."""
+        for start in range(0, len(order), ROWS):
+            groups = order[start : start + ROWS]
+            steps = np.zeros((len(groups), len(counts)), np.int64)
+            gains = np.minimum(self.steps[groups], self.widths[groups] - counts[groups])
+            steps[np.arange(len(groups)), groups] = gains
+            fitting = steps[self.meets(counts + steps)]
+            if len(fitting):
+                together = counts + np.cumsum(fitting, axis=0)
+                chosen: Counts = together[np.flatnonzero(self.meets(together))[-1]]
+                return chosen
+        return None
+
+    def _step_macs(self) -> Floats:
+        """Count the MACs that one step of each group costs, at full width."""
+        saved = []
+        for start in range(0, len(self.widths), ROWS):
+            rows = np.tile(self.widths, (len(self.widths[start : start + ROWS]), 1))
+            at = np.arange(len(rows))
+            rows[at, start + at] -= self.steps[start + at]
+            saved.append(self.original["macs"] - self.costs.of(rows)["macs"])
+        return np.concatenate([*saved, np.empty(0)])
 
     def _is_close(self, counts: Counts) -> bool:
         found = self.costs.of(counts)

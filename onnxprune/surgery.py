@@ -15,7 +15,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
-from onnxprune.model import Model, copy_fields
+from onnxprune.model import Model, copy_fields, read_graph
 from onnxprune.ops import rule_for
 from onnxprune.ops.rule import Axes, Mask, Resize
 from onnxprune.plan import Plan, kept_atoms
@@ -33,9 +33,6 @@ def cut(channels: Channels, plan: Plan, run: Run) -> ModelProto:
 
     Returns:
         The smaller model; tensors that were external and lost nothing still point to the original's data file.
-
-    Raises:
-        VerifyError: a size computed at run time cannot be made to follow the cut.
     """
     return _Cut(channels, kept_atoms(channels, plan), run).proto()
 
@@ -47,7 +44,7 @@ class _Cut:
         self.channels = channels
         self.model: Model = channels.model
         self.keep = keep
-        self.graph: gs.Graph = gs.import_onnx(self.model.proto)
+        self.graph: gs.Graph = read_graph(self.model.proto)
         self.nodes: list[gs.Node] = list(self.graph.nodes)  # as they were numbered
         self.origin: dict[int, NodeProto] = {
             id(node): proto for node, proto in zip(self.nodes, self.model.proto.graph.node, strict=True)
@@ -56,7 +53,8 @@ class _Cut:
         self.replaced: dict[str, Array] = {}  # stored tensors with new numbers
         self.added: list[gs.Constant] = []
         self.constants = {t.name: t for node in self.nodes for t in node.inputs if isinstance(t, gs.Constant)}
-        self.names = set(self.graph.tensors()) | set(self.model.stored)
+        bodies = [body for node in self.nodes for body in node.subgraphs(recursive=True)]
+        self.names = {name for graph in (self.graph, *bodies) for name in graph.tensors()} | set(self.model.stored)
         self.outputs = {tensor.name for tensor in self.graph.outputs}
         self.size_values = self._size_values(run)
         self.varying = self._varying()
@@ -194,7 +192,7 @@ class _Cut:
         return varying
 
     def _scale(self, index: int, position: int, wanted: Array, now: Array) -> None:
-        """Multiply the sizes a node is given by `wanted` / `now`: products of sizes that are free stay free that way."""
+        """Multiply the sizes a node is given by `wanted` / `now`, so that free ones and their products stay free."""
         tensor = self.nodes[index].inputs[position]
         same = wanted == now
         for op, factor in (("Mul", wanted), ("Div", now)):
@@ -238,18 +236,18 @@ class _Cut:
                 values = self.replaced.get(tensor.name)
                 result.graph.initializer.append(tensor if values is None else stored(tensor, values))
         for constant in self.added:
-            tensor = numpy_helper.from_array(constant.values, constant.name)
-            result.graph.initializer.append(tensor)
-            if original.ir_version < 4:  # these files list their initializers as inputs too
-                value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
-                result.graph.input.append(value)
-        for value in original.graph.input:
+            result.graph.initializer.append(numpy_helper.from_array(constant.values, constant.name))
+        for value in original.graph.input:  # older files list their initializers as inputs too
             if value.name not in unread:
                 result.graph.input.append(value)
                 if value.name in self.replaced:
                     dims = result.graph.input[-1].type.tensor_type.shape.dim
                     for dim, size in zip(dims, self.replaced[value.name].shape, strict=True):
                         dim.dim_value = size
+        if original.ir_version < 4:
+            for tensor in result.graph.initializer[len(result.graph.initializer) - len(self.added) :]:
+                value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+                result.graph.input.append(value)
         return result
 
     def _node(self, node: gs.Node) -> NodeProto:

@@ -6,7 +6,7 @@ cut one by one; what an input, an output or an operator holds in place has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +133,9 @@ class Builder:
             bare, opset_imports=self.domains, ir_version=self.ir_version, functions=self.functions, producer_name="hand"
         )
         known = {v.name: v for v in onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info}
-        sure = (known.get(v.name, v) for v in unknown)
-        proto.graph.output.extend(v if v.type.tensor_type.HasField("shape") else u for v, u in zip(sure, unknown))
+        for value in unknown:
+            found = known.get(value.name, value)
+            proto.graph.output.append(found if found.type.tensor_type.HasField("shape") else value)
         return proto
 
 
@@ -396,9 +397,9 @@ def clip_and_where() -> ModelProto:
     b = Builder()
     x = b.conv(b.stem(8), 8, 8)
     x = b.node("Clip", x, b.store(-0.5), b.store(6))
-    mask = b.store(b.rng.integers(0, 2, (8, 1, 1)), np.bool_)
+    mask = b.store(np.reshape([1, 0, 1, 1, 0, 0, 1, 0], (8, 1, 1)), np.bool_)
     x = b.node("Where", mask, x, b.store(0.3))
-    x = b.node("Where", b.node("Greater", x, b.vector(8, 1, 1)), x, b.node("Neg", b.vector(1, 8, 6, 6)))
+    x = b.node("Where", b.node("Greater", x, b.positive(8, 1, 1)), x, b.node("Neg", b.vector(1, 8, 6, 6)))
     return b.done(b.conv(x, 8, 4))
 
 
@@ -521,7 +522,8 @@ def concat_of_rows() -> ModelProto:
 def concat_with_the_input() -> ModelProto:
     b = Builder()
     x = b.input("N", 3, 6, 6)
-    return b.done(b.conv(b.node("Concat", x, b.relu(b.conv(x, 3, 4)), b.node("Slice", x, b.integers(0), b.integers(2), b.integers(1)), axis=1), 9, 4))
+    some = b.node("Slice", x, b.integers(0), b.integers(2), b.integers(1))
+    return b.done(b.conv(b.node("Concat", x, b.relu(b.conv(x, 3, 4)), some, axis=1), 9, 4))
 
 
 @net(3, 4, 5)
@@ -675,7 +677,7 @@ def indices_shared_by_strangers() -> ModelProto:
     return b.done(b.node("Add", b.conv(maps[0], 8, 4), b.node("Tanh", b.conv(maps[1], 8, 4))))
 
 
-@net(4)
+@net(2, 4)
 def concat_with_constants() -> ModelProto:
     b = Builder()
     x = b.stem(4, batch=1)
@@ -949,6 +951,14 @@ def view_in_an_old_opset() -> ModelProto:
 
 
 @net(8)
+def mean_by_the_size_of_a_batch() -> ModelProto:
+    b = Builder()
+    x = b.stem(8)
+    count = b.node("Cast", b.node("Size", x), to=1)
+    return b.done(b.conv(b.node("Mul", x, b.node("Sqrt", count)), 8, 4))
+
+
+@net(8)
 def mean_by_a_computed_count() -> ModelProto:
     b = Builder()
     x = b.stem(8)
@@ -1044,12 +1054,12 @@ def map_that_is_an_output() -> ModelProto:
     return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4), x)
 
 
-@net(6, 8)
+@net(6, 6, 8)
 def weights_computed_from_weights() -> ModelProto:
     b = Builder()
     weight = b.node("Mul", b.weight(8, 3, 3, 3), b.positive(8, 1, 1, 1))
     x = b.relu(b.node("Conv", b.input("N", 3, 6, 6), weight, b.node("Add", b.positive(8), b.positive(8))))
-    half = b.node("Slice", b.weight(12, 8, 1, 1), b.integers(3), b.integers(9), b.integers(0))
+    half = b.node("Slice", b.weight(12, 8, 1, 1), b.integers(3), b.integers(9), b.integers(0))  # 6 are never read
     return b.done(b.conv(b.relu(b.node("Conv", x, half)), 6, 4))
 
 
@@ -1145,7 +1155,7 @@ def recurrent() -> ModelProto:
 
 @net(6, 8)
 def residual() -> ModelProto:
-    b = Builder()
+    b = Builder(seed=1)
     x = b.stem(8)
     inner = b.relu(b.norm(b.conv(x, 8, 6, 3, 3, pads=[1] * 4), 6))
     x = b.relu(b.node("Add", x, b.norm(b.conv(inner, 6, 8, 3, 3, pads=[1] * 4), 8)))

@@ -1,0 +1,156 @@
+"""Costs of plans by counting, against files and networks that were really cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nets
+import numpy as np
+import onnx
+import oracle
+import pytest
+from nets import NETS
+from onnx import ModelProto, numpy_helper
+
+from onnxprune import channels, metrics, model, models, runtime, surgery
+from onnxprune.plan import whole
+
+
+def analysed(proto: ModelProto) -> channels.Channels:
+    return channels.find_channels(model.analyse(proto, Path(), runtime.evaluate, {}))
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> channels.Channels:
+    path = tmp_path_factory.mktemp("metrics") / "net.onnx"
+    models.export("cifar_resnet20", path)
+    return channels.find_channels(model.load(path, runtime.evaluate))
+
+
+def test_many_plans_at_once_cost_what_each_costs_alone(resnet: channels.Channels) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, np.asarray(oracle.widths(resnet)) + 1, (40, len(resnet.groups)))
+    costs = metrics.Costs(resnet)
+    together = costs.of(counts)
+    assert set(together) == set(metrics.METRICS)
+    for name, values in together.items():
+        np.testing.assert_array_equal(values, np.concatenate([costs.of(row)[name] for row in counts]))
+
+
+def test_a_table_of_plans_is_costed_in_parts(resnet: channels.Channels, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.random.default_rng(0).integers(1, 16, (50, len(resnet.groups)))
+    costs = metrics.Costs(resnet)
+    expected = costs.of(counts)
+    monkeypatch.setattr(metrics, "CHUNK", 1)
+    for name, values in costs.of(counts).items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_a_fraction_of_a_channel_costs_a_fraction(resnet: channels.Channels) -> None:
+    full = np.asarray(oracle.widths(resnet), float)
+    changed = np.stack([full - [step / 4 if group == 3 else 0 for group in range(len(full))] for step in range(5)])
+    for values in metrics.Costs(resnet).of(changed).values():
+        np.testing.assert_allclose(np.diff(values), (values[-1] - values[0]) / 4)
+
+
+def test_fewer_channels_never_cost_more(resnet: channels.Channels) -> None:
+    full = np.asarray(oracle.widths(resnet), float)
+    table = np.stack([np.maximum(full * share, 1) for share in np.linspace(0.1, 1, 10)])
+    for name, values in metrics.Costs(resnet).of(table).items():
+        assert (np.diff(values) >= 0).all(), name
+        assert values[0] < values[-1], name
+
+
+@pytest.mark.parametrize("share", [0.25, 0.6, 1.0])
+def test_predicted_bytes_are_those_of_the_file(resnet: channels.Channels, share: float, tmp_path: Path) -> None:
+    kept = oracle.even_plan(resnet, share)
+    model.save(surgery.cut(resnet, kept, runtime.evaluate), tmp_path / "small.onnx", tmp_path)
+    predicted = metrics.Costs(resnet).of(kept.counts)["file_bytes"][0]
+    assert abs(predicted / (tmp_path / "small.onnx").stat().st_size - 1) < 0.02
+
+
+def test_params_of_the_zoo_are_those_of_the_registry(resnet: channels.Channels) -> None:
+    counted = metrics.Costs(resnet).of(oracle.widths(resnet))["params"][0]
+    folded = sum(len(numpy_helper.to_array(t)) for t in resnet.model.stored.values() if len(t.dims) == 1)
+    assert abs(counted - models.describe("cifar_resnet20").params) <= folded
+
+
+def stored_floats(proto: ModelProto) -> int:
+    tensors = oracle.stored_by_name(proto).values()
+    return sum(oracle.volume(tensor.dims) for tensor in tensors if numpy_helper.to_array(tensor).dtype.kind == "f")
+
+
+@pytest.mark.parametrize("name", sorted(set(NETS) - {name for name in NETS if "shared" in name or "merged" in name}))
+def test_predicted_params_are_those_of_the_cut_net(name: str) -> None:
+    proto = NETS[name].build()
+    found = analysed(proto)
+    kept = oracle.random_plan(found, 3)
+    small = surgery.cut(found, kept, runtime.evaluate)
+    predicted = metrics.Costs(found).of([oracle.widths(found), kept.counts])["params"]
+    added = {tensor.name for tensor in small.graph.initializer} - {tensor.name for tensor in proto.graph.initializer}
+    frees = sum(oracle.volume(t.dims) for t in small.graph.initializer if t.name in added and t.data_type == 1)
+    assert list(predicted) == [stored_floats(proto), stored_floats(small) - frees]
+
+
+def most_alive(proto: ModelProto, feed: oracle.Values) -> int:
+    """Walk through a network node by node, and find the most bytes that are held at once."""
+    sizes, stored = oracle.from_sizes(proto), oracle.stored_by_name(proto)
+    skipped = sizes | set(stored) | set(oracle.aliases(proto))
+    made = [name for node in proto.graph.node for name in node.output if name and name not in skipped]
+    results = oracle.run_model(oracle.with_outputs(proto, made), feed)
+    held = {name: value.nbytes for name, value in feed.items()}
+    large = held | {name: np.asarray(value).nbytes for name, value in zip(made, results, strict=True)}
+    outputs = {value.name for value in proto.graph.output}
+    most = 0
+    for step, node in enumerate(proto.graph.node):
+        held |= {name: large[name] for name in node.output if name in large}
+        most = max(most, sum(held.values()))
+        later = {name for after in proto.graph.node[step + 1 :] for name in after.input}
+        held = {name: size for name, size in held.items() if name in later or name in outputs}
+    return most
+
+
+@pytest.mark.parametrize("name", sorted(set(NETS) - {"pool_with_indices"}))
+def test_predicted_activation_bytes_are_the_most_that_is_alive(name: str) -> None:
+    proto = NETS[name].build()
+    found = analysed(proto)
+    costs = metrics.Costs(found)
+    feed = oracle.random_feeds(proto, found.model.bound, 0)[0]
+    for kept in (whole(found), oracle.even_plan(found, 0.5)):
+        small = surgery.cut(found, kept, runtime.evaluate)
+        assert costs.of(kept.counts)["activation_bytes"][0] == most_alive(small, feed)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_macs_of_the_nodes_add_up_to_those_of_the_net(name: str) -> None:
+    found = analysed(NETS[name].build())
+    costs = metrics.Costs(found)
+    nodes = costs.per_node()
+    assert sum(entry.macs for entry in nodes) == round(costs.of(oracle.widths(found))["macs"][0])
+    assert len({entry.node for entry in nodes}) == len(nodes)
+
+
+def test_layers_that_cannot_shrink_are_told_with_what_holds_them() -> None:
+    proto = nets.softmax_over_channels()
+    found = analysed(proto)
+    first, second, last = metrics.Costs(found).per_node()
+    assert (first.is_free, found.reasons[first.reason].text) == (False, "it sums over this axis")
+    assert (second.is_free, second.reason) == (True, -1)
+    assert last.is_free
+    assert found.reasons[last.reason].text == f"model output {proto.graph.output[0].name!r}"
+
+
+def test_operators_that_cannot_be_counted_are_named() -> None:
+    assert metrics.Costs(analysed(nets.operator_of_another_domain())).uncounted() == ["com.microsoft.QuickGelu"]
+    assert metrics.Costs(analysed(nets.residual())).uncounted() == []
+
+
+def test_counting_needs_no_numbers(tmp_path: Path) -> None:
+    proto = nets.residual()
+    onnx.save(proto, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location="net.data")
+    (tmp_path / "net.data").write_bytes(b"")
+    found = channels.find_channels(model.load(tmp_path / "net.onnx", runtime.evaluate))
+    expected = metrics.Costs(analysed(nets.residual())).of([6, 8])
+    for name, values in metrics.Costs(found).of([6, 8]).items():
+        tolerance = {"file_bytes": 0.1}.get(name, 0)
+        assert values == pytest.approx(expected[name], rel=tolerance), name
