@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+LARGEST_SIZE = 2**31 - 1
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 shape_option = click.option(
@@ -25,6 +27,15 @@ shape_option = click.option(
     metavar="NAME=N,C,H,W",
     help="Sizes of an input that leaves them free; repeatable.",
 )
+
+
+def _check_json(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before any work is done."""
+    if file is not None and not file.parent.is_dir():
+        raise InputError(f"--json {file}: the folder {file.parent} does not exist; create it or choose another file")
+    return file
+
+
 keep_option = click.option(
     "--keep", multiple=True, metavar="PATTERN", help="Leave the nodes of this name alone (* and ? match); repeatable."
 )
@@ -32,6 +43,7 @@ json_option = click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=_check_json,
     help="Write the result as JSON to this file.",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
@@ -72,7 +84,7 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
             shapes[name] = tuple(int(size) for size in sizes.replace("x", ",").split(","))
         except ValueError:
             name = ""
-        if not name:
+        if not name or max(shapes[name]) > LARGEST_SIZE:
             raise InputError(f"--shape {text!r}: write the input's name and its sizes, such as image=1,3,224,224")
     return shapes
 
@@ -113,7 +125,7 @@ def console() -> Console:
     """Open the terminal for tables; as wide as they need where the output is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
 
 
 def table(title: str, *columns: str) -> Table:

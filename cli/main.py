@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
         130 interrupted.
     """
     try:
-        code = onnxprune.main(arguments, prog_name="onnxprune", standalone_mode=False)
+        code = onnxprune.main(arguments or ["--help"], prog_name="onnxprune", standalone_mode=False)
     except click.ClickException as error:
         help_hint = " (--help lists the options)" if isinstance(error, click.UsageError) else ""
         return _fail(f"{error.format_message()}{help_hint}", 2)
@@ -71,6 +71,11 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error}; nothing was written. This is a defect of onnxprune, please report it", 1)
     except OnnxPruneError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{place}; free space or choose another place", 2)
+    except MemoryError:
+        return _fail("not enough memory for this model; close other programs, or give smaller sizes with --shape", 2)
     except Exception:
         traceback.print_exc()
         return _fail("this is a defect of onnxprune, please report it with the lines above", 1)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from onnxprune.models import ZooEntry
 
 
-@click.group(epilog="Example: onnxprune models export resnet18 -o resnet18.onnx")
+@click.group(no_args_is_help=False, epilog="Example: onnxprune models export resnet18 -o resnet18.onnx")
 def models() -> None:
     """List the networks of the zoo, or export one to ONNX."""
 

@@ -49,7 +49,7 @@ def _norms(channels: Channels, order: int) -> Floats:
     members = np.zeros(channels.count)
     for name in channels.model.stored:
         axes = channels.axes.get(name)
-        if axes is None or sum(size > 1 for size in axes.shape) < 2 or len(axes) < 2:
+        if axes is None or sum(size > 1 for size in axes.shape) < 2 or 0 in axes.shape:
             continue
         ids = [channels.channel_of[axes[axis]] for axis in range(len(axes))]
         if all((found < 0).all() for found in ids):

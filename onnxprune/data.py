@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +70,7 @@ class Data:
 
     def _prepared(self, x: Array) -> Array:
         if self.preprocess is not None:
-            shape = [1] * x.ndim
-            shape[self.channel_axis] = -1
+            shape = [-1 if axis == self.channel_axis else 1 for axis in range(x.ndim)]
             mean = np.asarray(self.preprocess.image_mean, np.float32).reshape(shape)
             std = np.asarray(self.preprocess.image_std, np.float32).reshape(shape)
             x = (x.astype(np.float32) * np.float32(self.preprocess.rescale_factor) - mean) / std
@@ -91,13 +89,17 @@ def read_preprocess(text: str) -> Preprocess | None:
         raise InputError(f"--preprocess {text!r} is neither a file nor one of {', '.join(PREPROCESS)}")
     content = read_json(Path(text))
     try:
-        return Preprocess(
-            float(content.get("rescale_factor", 1 / 255)),
-            tuple(float(v) for v in content.get("image_mean", [0.0])),
-            tuple(float(v) for v in content.get("image_std", [1.0])),
+        rescales, normalizes = content.get("do_rescale", True), content.get("do_normalize", True)
+        found = Preprocess(
+            float(content.get("rescale_factor", 1 / 255)) if rescales else 1.0,
+            tuple(float(v) for v in content.get("image_mean", [0.0])) if normalizes else (0.0,),
+            tuple(float(v) for v in content.get("image_std", [1.0])) if normalizes else (1.0,),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{text}: rescale_factor, image_mean and image_std must be numbers ({error})") from error
+    if not np.isfinite([found.rescale_factor, *found.image_mean, *found.image_std]).all() or 0 in found.image_std:
+        raise InputError(f"{text}: rescale_factor, image_mean and image_std must be finite, image_std not 0")
+    return found
 
 
 def read_data(path: Path, model: Model, preprocess: Preprocess | None) -> Data:
@@ -112,18 +114,21 @@ def read_data(path: Path, model: Model, preprocess: Preprocess | None) -> Data:
     if len(inputs) != 1:
         raise InputError(f"--data feeds models of one input; this one has {len(inputs)}")
     x, y = _read_arrays(path)
-    if len(x) == 0:
+    if x.dtype.kind not in "biuf":
+        raise InputError(f"{path}: the samples must be numbers, they are {x.dtype}")
+    if x.size == 0 or x.ndim == 0:
         raise InputError(f"{path} holds no samples")
+    if inputs[0].name not in model.bound:
+        raise InputError(f"--data feeds tensors; the input {inputs[0].name!r} of the model is none")
     shape = model.bound[inputs[0].name]
     x, axis = _fit_layout(path, x, shape)
-    if preprocess is not None and len(preprocess.image_mean) not in (1, x.shape[axis]):
-        raise InputError(
-            f"--preprocess has means for {len(preprocess.image_mean)} channels, "
-            f"the samples in {path} have {x.shape[axis]}"
-        )
+    count = x.shape[axis] if x.ndim > axis else 1
+    for word, values in (("means", preprocess.image_mean), ("stds", preprocess.image_std)) if preprocess else ():
+        if len(values) not in (1, count):
+            raise InputError(f"--preprocess has {word} for {len(values)} channels, the samples in {path} have {count}")
     if y is not None and (y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iu"):
         raise InputError(f"{path}: y must hold one integer class per sample ({len(x)}), it has shape {y.shape}")
-    return Data(inputs[0].name, x, y, preprocess, axis, _dtype(inputs[0]))
+    return Data(inputs[0].name, x, None if y is None else y.astype(np.int64), preprocess, axis, _dtype(inputs[0]))
 
 
 def _dtype(value: ValueInfoProto) -> np.dtype[Any]:
@@ -138,11 +143,13 @@ def _read_arrays(path: Path) -> tuple[Array, Array | None]:
         if isinstance(content, np.ndarray):
             return content, None
         with content:
-            if "x" not in content:
-                raise InputError(f"{path} has no array x; it has {', '.join(content.files) or 'none'}")
-            return content["x"], content.get("y")
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {name: content[name] for name in ("x", "y") if name in content}
+            names = content.files
+    except Exception as error:  # a damaged archive can raise anything: BadZipFile, zlib.error, MemoryError, ...
         raise InputError(f"{path} is no .npz or .npy file of numbers ({error})") from error
+    if "x" not in arrays:
+        raise InputError(f"{path} has no array x; it has {', '.join(names) or 'none'}")
+    return arrays["x"], arrays.get("y")
 
 
 def _fit_layout(path: Path, x: Array, shape: sizes.Shape) -> tuple[Array, int]:

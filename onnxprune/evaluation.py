@@ -65,6 +65,8 @@ def evaluate_model(
         scores = class_scores(session.run(padded)[0])[:real]
         classes = scores.shape[1]
         best = scores.argmax(axis=1)
+        if done == 0:
+            _check_labels(data, classes, label_offset)
         if labels is not None:
             hits1 += int((best == labels + label_offset).sum())
             hits5 += int((_best(scores, 5) == (labels + label_offset)[:, None]).any(axis=1).sum())
@@ -73,17 +75,23 @@ def evaluate_model(
         done += real
         if progress is not None:
             progress(done, len(data))
-    if data.y is not None and int(data.y.max()) + label_offset >= classes:
-        raise InputError(
-            f"the data has class {int(data.y.max())}, the model only {classes} outputs; "
-            "check the labels and --label-offset"
-        )
     return Scores(
         done,
         hits1 / done if data.y is not None else None,
         hits5 / done if data.y is not None and classes > 5 else None,
         agreed / done if reference is not None else None,
     )
+
+
+def _check_labels(data: Data, classes: int, label_offset: int) -> None:
+    if data.y is None:
+        return
+    for label in (int(data.y.min()), int(data.y.max())):
+        if not 0 <= label + label_offset < classes:
+            raise InputError(
+                f"the data has class {label} and --label-offset is {label_offset}, the model has outputs 0 to "
+                f"{classes - 1}; check the labels and --label-offset"
+            )
 
 
 def class_scores(output: object) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, Message
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import shapes as sizes
@@ -104,12 +104,23 @@ def read_file(path: Path) -> ModelProto:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; export or download it again")
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (DecodeError, ValueError) as error:
         raise InputError(f"{path} is not an ONNX file or is cut short; export or download it again") from error
     if not model.graph.node and not model.graph.output:
         raise InputError(f"{path} holds no ONNX graph; export or download it again")
+    if not all(isinstance(name, str) for name in _names(model.graph)):  # protobuf gives what is no UTF-8 as bytes
+        raise InputError(f"{path} holds names that are no text; it is damaged, export or download it again")
     return model
+
+
+def _names(graph: GraphProto) -> Iterator[str]:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        yield value.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
 
 
 def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Sequence[int]]) -> Model:

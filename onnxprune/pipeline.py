@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ from onnxprune.files import write_json
 from onnxprune.metrics import METRICS, Costs
 from onnxprune.model import Model
 from onnxprune.plan import Plan
-from onnxprune.problem import COARSE, FINE, Align, Problem, describe_reason, parse_target, step_of
+from onnxprune.problem import CLOSE, FINE, Align, Problem, describe_reason, parse_target, step_of
 from onnxprune.reporting import Measured, Report, latency
 from onnxprune.surgery import cut
 from onnxprune.verify import LEVELS, verify
@@ -33,6 +35,7 @@ from onnxprune.weights import external_place, is_external
 
 WORDS = {"macs": "FLOPs (multiply-accumulates)", "params": "parameters"}
 FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at least this part of the share of time
+ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))  # tried in turn while the result lags behind its MACs
 WORTH_COARSER = 0.9  # coarser widths are taken where they need at most this share of the time
 
 
@@ -180,11 +183,13 @@ def compress(
     """
     progress = progress or Quiet()
     check_settings(settings)
-    check_outputs(path, out, force)
+    if not dry_run:
+        check_outputs(path, out, force)
     clock = _Clock(progress)
     with clock.stage("load"):
         model = models.load(path, runtime.evaluate, settings.shapes)
         samples = read_data(data, model, read_preprocess(preprocess)) if data is not None else None
+        check_apart(model, out)
         channels = find_channels(model, settings.keep)
         costs = Costs(channels)
     if not channels.groups:
@@ -200,21 +205,19 @@ def compress(
         )
     with clock.stage("search"):
         worth = importance(channels, settings.criterion, settings.seed)
-        attempt = _search(
-            channels, costs, worth, settings, FINE if settings.align is None else Align(settings.align), progress
-        )
+        ladder = ALIGNMENTS if settings.align is None else (Align(settings.align),)
+        attempt = _search(channels, costs, worth, settings, ladder[0], progress)
     if dry_run:
         return _report(path, None, attempt, settings, clock)
     with clock.stage("cut and time"):
         _cut_and_time(path, attempt, settings)
         attempts = [attempt]
-        if settings.align is None and attempt.lags:
-            coarser = _coarser(channels, costs, worth, settings, progress)
+        for align in ladder[1:]:
+            coarser = _coarser(attempts, worth, settings, align, progress) if attempt.lags else None
             if coarser is not None:
                 _cut_and_time(path, coarser, settings)
                 attempts.append(coarser)
-                if coarser.milliseconds < WORTH_COARSER * attempt.milliseconds:
-                    attempt = coarser
+                attempt = coarser if coarser.milliseconds < WORTH_COARSER * attempt.milliseconds else attempt
     with clock.stage("verify"):
         checks = verify(channels, attempt.plan, attempt.result, settings.verify)
     report = _report(path, out, attempt, settings, clock)
@@ -250,9 +253,10 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
     models.read_file(path)
     if content.get("model_sha256") != plans.file_sha256(path):
         raise InputError(f"{plan} was made for another file than {path}; give the model that was compressed")
-    asked = content.get("settings", {})
-    model = models.load(path, runtime.evaluate, asked.get("shapes"))
-    channels = find_channels(model, asked.get("keep", ()))
+    asked = content["settings"]
+    model = models.load(path, runtime.evaluate, asked["shapes"])
+    check_apart(model, out)
+    channels = find_channels(model, asked["keep"])
     chosen = plans.from_json(channels, content)
     result = cut(channels, chosen, runtime.evaluate)
     checks = verify(channels, chosen, result, verify_level)
@@ -286,6 +290,8 @@ def evaluate(
     """
     model = models.load(path, runtime.evaluate, shapes)
     samples = read_data(data, model, read_preprocess(preprocess))
+    if reference is not None:
+        models.read_file(reference)
     return evaluate_model(
         runtime.Session(path),
         samples,
@@ -332,6 +338,8 @@ def check_settings(settings: CompressSettings) -> None:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")
     if settings.budget < 1:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")
+    if settings.seed < 0:
+        raise InputError(f"--seed {settings.seed}: a seed is 0 or more")
 
 
 def check_outputs(path: Path, out: Path, force: bool, beside: Sequence[str] = ("plan", "report")) -> None:
@@ -349,6 +357,17 @@ def check_outputs(path: Path, out: Path, force: bool, beside: Sequence[str] = ("
     for file in (out, models.data_file(out), *(_beside(out, kind) for kind in beside)):
         if file.exists() and not force:
             raise InputError(f"{file} exists; choose another -o or overwrite it with --force")
+
+
+def check_apart(model: Model, out: Path) -> None:
+    """Make sure that writing the result would not destroy the weights of the input model.
+
+    Raises:
+        InputError: it would.
+    """
+    for file in data_files(model):
+        if any(written.exists() and written.samefile(file) for written in (out, models.data_file(out))):
+            raise InputError(f"{file} holds the weights of the input model; choose another -o")
 
 
 @dataclass
@@ -408,12 +427,16 @@ def _search(
 
 
 def _coarser(
-    channels: Channels, costs: Costs, worth: Sequence[Any], settings: CompressSettings, progress: Progress
+    attempts: Sequence[_Attempt], worth: Sequence[Any], settings: CompressSettings, align: Align, progress: Progress
 ) -> _Attempt | None:
+    """Search with coarser widths; None where they cannot meet the target or give a plan already tried."""
+    channels, costs = attempts[0].channels, attempts[0].problem.costs
     try:
-        return _search(channels, costs, worth, settings, COARSE, progress)
+        found = _search(channels, costs, worth, settings, align, progress)
     except TargetError:
         return None
+    seen = any(np.array_equal(found.plan.counts, tried.plan.counts) for tried in attempts)
+    return None if seen else found
 
 
 def _cut_and_time(path: Path, attempt: _Attempt, settings: CompressSettings) -> None:
@@ -462,10 +485,20 @@ def _report(path: Path, out: Path | None, attempt: _Attempt, settings: CompressS
             for g, count, step in zip(channels.groups, attempt.plan.counts, problem.steps, strict=True)
         ],
         frozen=frozen_parts(channels, problem.costs),
-        notes=list(channels.model.notes),
+        notes=[*channels.model.notes, *_missed(attempt, after)],
         settings={**asdict(settings), "align": asdict(attempt.align)},
         seconds=clock.seconds,
     )
+
+
+def _missed(attempt: _Attempt, after: Mapping[str, float]) -> list[str]:
+    """Say where a plan lies well below all its targets, and what would come closer."""
+    problem = attempt.problem
+    open_shares = [(t.limit - after[t.metric]) / max(problem.original[t.metric], 1) for t in problem.targets]
+    if min(open_shares, default=0) <= CLOSE or attempt.align.multiple == 1:
+        return []
+    finest = "; --align 1 comes closer, and may be slower" if (problem.steps > 1).any() else ""
+    return [f"single steps of the aligned widths leave {min(open_shares):.1%} of the original's cost unused{finest}"]
 
 
 def _measured(costs: Mapping[str, float], times: dict[str, float] | None) -> Measured:
@@ -488,15 +521,20 @@ def _beside(out: Path, kind: str) -> Path:
 
 
 def _write(path: Path, out: Path, attempt: _Attempt, report: Report) -> None:
-    """Write model, plan and report, each in one step, the model first: nothing points to a file that is not there."""
+    """Write model, plan and report aside, then move them to their place, the model before what points to it."""
     channels = attempt.channels
-    models.save(attempt.result, out, channels.model.folder)
-    data = models.data_file(out)
-    report.before.file_bytes = path.stat().st_size + sum(file.stat().st_size for file in data_files(channels.model))
-    report.after.file_bytes = out.stat().st_size + (data.stat().st_size if data.exists() else 0)
     described = plans.to_json(channels, attempt.plan, plans.file_sha256(path), report.settings)
-    write_json(_beside(out, "plan"), described)
-    write_json(_beside(out, "report"), report.to_json())
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        draft = Path(scratch) / out.name
+        models.save(attempt.result, draft, channels.model.folder)
+        files = [file for file in (models.data_file(draft), draft) if file.exists()]
+        report.before.file_bytes = path.stat().st_size + sum(file.stat().st_size for file in data_files(channels.model))
+        report.after.file_bytes = sum(file.stat().st_size for file in files)
+        for kind, content in (("plan", described), ("report", report.to_json())):
+            files.append(_beside(draft, kind))
+            write_json(files[-1], content)
+        for file in files:
+            os.replace(file, out.parent / file.name)
 
 
 def data_files(model: Model) -> list[Path]:

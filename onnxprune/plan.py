@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,21 @@ def read_plan(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("groups"), list):
         raise InputError(f"{path} is no plan of the format {FORMAT}; give the .plan.json that compress wrote")
+    if not _are_settings(content.setdefault("settings", {})):
+        raise InputError(f"{path} has settings that make no sense; give the .plan.json as compress wrote it")
     return content
+
+
+def _are_settings(settings: Any) -> bool:
+    if not isinstance(settings, dict):
+        return False
+    shapes = settings.setdefault("shapes", {})
+    sound = isinstance(shapes, dict) and all(_is_list(shape, int) for shape in shapes.values())
+    return sound and _is_list(settings.setdefault("keep", []), str)
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(entry) is kind for entry in value)
 
 
 def from_json(channels: Channels, content: dict[str, Any]) -> Plan:
@@ -108,9 +121,8 @@ def from_json(channels: Channels, content: dict[str, Any]) -> Plan:
 def _positions(entry: Any, name: str, width: int) -> npt.NDArray[np.int64]:
     if not isinstance(entry, dict) or entry.get("name") != name or entry.get("width") != width:
         raise InputError(f"the plan does not match the model at group {name!r} of {width} channels")
-    kept: Sequence[Any] = entry.get("kept") or []
-    valid = all(isinstance(p, int) and 0 <= p < width for p in kept)
-    if not kept or not valid or list(kept) != sorted(set(kept)):
+    kept = entry.get("kept")
+    if not _is_list(kept, int) or not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
         raise InputError(f"the plan keeps nothing, or channels that do not exist, in group {name!r}")
     return np.asarray(kept, np.int64)
 

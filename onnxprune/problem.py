@@ -19,7 +19,8 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 ROWS = 256  # plans that are looked at together
-SLACK = 0.002  # of the original's cost: closer to a target than this is close enough
+SLACK = 0.002  # of the original's cost: single steps are added until a target is as close as this
+CLOSE = 0.01  # of the original's cost: steps finer than asked for are added only where more than this is open
 OPTIONS = {"macs": "--flops", "params": "--params"}
 SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -31,14 +32,15 @@ class Align:
     Attributes:
         multiple: channels of an axis.
         part: a step is at most this part (1 / part) of a group's width, so that narrow groups keep a choice.
+        rest: how to fill up what steps of this size leave open.
     """
 
     multiple: int
     part: int = 1
+    rest: Align | None = None
 
 
 FINE = Align(8, 8)
-COARSE = Align(16, 2)
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,20 @@ def parse_target(metric: str, text: str, original: float) -> Target:
     if match is None:
         raise InputError(f"{option} {text}: give a fraction of the original such as 0.3, or a number such as 300M")
     value, unit = float(match[1]), match[2]
-    if unit == "%":
-        value, unit = value / 100, ""
-    is_fraction = not unit and value <= 1
+    is_share = unit == "%" or (not unit and value < 1000)
+    limit = value / 100 if unit == "%" else value * SCALE[unit]
     if value <= 0:
         raise InputError(f"{option} {text}: nothing can be kept of nothing; give a fraction above 0")
-    if not is_fraction and not unit and value < 1000:
+    if is_share and limit > 1:
         raise InputError(f"{option} {text}: a fraction is at most 1, an absolute value needs a unit such as 300M")
-    return Target(metric, value * original if is_fraction else value * SCALE[unit], text.strip())
+    if math.isinf(limit):
+        raise InputError(f"{option} {text}: this is no number; give a fraction such as 0.3, or a number such as 300M")
+    if not original:
+        raise InputError(
+            f"{option} {text}: the model has none at all; `onnxprune inspect` shows its costs, "
+            "and the input shape they are counted at"
+        )
+    return Target(metric, limit * original if is_share else limit, text.strip())
 
 
 class Problem:
@@ -109,7 +117,11 @@ class Problem:
         self.importance = tuple(importance)
         self.widths: Counts = np.asarray([g.width for g in channels.groups], np.int64)
         self.steps: Counts = np.asarray([step_of(g, align) for g in channels.groups], np.int64)
-        self.least: Counts = np.minimum(-(-max(min_keep, 1) // self.steps) * self.steps, self.widths)
+        least = min(max(min_keep, 1), int(self.widths.max(initial=1)))
+        self.fine: Counts | None = None
+        if align.rest is not None:
+            self.fine = np.asarray([step_of(g, align.rest) for g in channels.groups], np.int64)
+        self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.widths)
         self.original = {name: float(values[0]) for name, values in costs.of(self.widths).items()}
 
     def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -175,55 +187,55 @@ class Problem:
         wanted = self._wanted(shares, np.asarray([high]))[0]
         aligned = (wanted // self.steps * self.steps).astype(np.int64)
         counts = np.where(wanted >= self.widths, self.widths, np.maximum(aligned, self.least))
-        return self._fill(counts, wanted)
+        counts = self._fill(counts, wanted, self.steps, SLACK)
+        return counts if self.fine is None else self._fill(counts, wanted, self.fine, CLOSE)
 
     def _wanted(self, shares: Floats, scales: Floats) -> Floats:
         """Scale wishes, (scales, groups), within what each group can keep."""
         return np.clip(scales[:, None] * shares * self.widths, self.least, self.widths)
 
-    def _fill(self, counts: Counts, wanted: Floats) -> Counts:
-        """Add single steps, where most is missing first, as long as the targets hold and there is room left.
+    def _fill(self, counts: Counts, wanted: Floats, steps: Counts, slack: float) -> Counts:
+        """Add single steps, where most is missing first, as long as the targets hold and more than `slack` is open.
 
         Of equal wishes the step that costs most goes first, so that small ones are left to fill the rest.
         """
-        worth = self._step_macs()
-        while not self._is_close(counts):
+        worth = self._step_macs(steps)
+        while not self._is_close(counts, slack):
             missing = np.round((wanted - counts) / self.widths, 6)
             order = np.lexsort((-worth, -missing))
             order = order[counts[order] < self.widths[order]]
-            grown = self._grow(counts, order)
+            grown = self._grow(counts, order, steps)
             if grown is None:
                 break
             counts = grown
         return counts
 
-    def _grow(self, counts: Counts, order: npt.NDArray[np.int64]) -> Counts | None:
+    def _grow(self, counts: Counts, order: npt.NDArray[np.int64], steps: Counts) -> Counts | None:
         """Add one step to as many groups as the targets allow, in the order given (None: no step fits)."""
         for start in range(0, len(order), ROWS):
             groups = order[start : start + ROWS]
-            steps = np.zeros((len(groups), len(counts)), np.int64)
-            gains = np.minimum(self.steps[groups], self.widths[groups] - counts[groups])
-            steps[np.arange(len(groups)), groups] = gains
-            fitting = steps[self.meets(counts + steps)]
+            rows = np.zeros((len(groups), len(counts)), np.int64)
+            rows[np.arange(len(groups)), groups] = np.minimum(steps[groups], self.widths[groups] - counts[groups])
+            fitting = rows[self.meets(counts + rows)]
             if len(fitting):
                 together = counts + np.cumsum(fitting, axis=0)
                 chosen: Counts = together[np.flatnonzero(self.meets(together))[-1]]
                 return chosen
         return None
 
-    def _step_macs(self) -> Floats:
+    def _step_macs(self, steps: Counts) -> Floats:
         """Count the MACs that one step of each group costs, at full width."""
         saved = []
         for start in range(0, len(self.widths), ROWS):
             rows = np.tile(self.widths, (len(self.widths[start : start + ROWS]), 1))
             at = np.arange(len(rows))
-            rows[at, start + at] -= self.steps[start + at]
+            rows[at, start + at] -= steps[start + at]
             saved.append(self.original["macs"] - self.costs.of(rows)["macs"])
         return np.concatenate([*saved, np.empty(0)])
 
-    def _is_close(self, counts: Counts) -> bool:
+    def _is_close(self, counts: Counts, slack: float) -> bool:
         found = self.costs.of(counts)
-        return any(t.limit - found[t.metric][0] < SLACK * self.original[t.metric] for t in self.targets)
+        return any(t.limit - found[t.metric][0] < slack * self.original[t.metric] for t in self.targets)
 
     def plan(self, counts: Counts) -> Plan:
         """Keep the most important channels of each group."""

@@ -58,10 +58,16 @@ def read(tensor: TensorProto, folder: Path) -> Array:
     """Read the numbers of `tensor`; an external one is mapped, not loaded.
 
     Raises:
-        InputError: the external data is missing, too short or outside `folder`.
+        InputError: the numbers are missing or too few, or the external data lies outside `folder`.
     """
     if not is_external(tensor):
-        return numpy_helper.to_array(tensor)
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"tensor {tensor.name!r} does not hold the numbers its shape {tuple(tensor.dims)} asks for; "
+                "export or download the model again"
+            ) from error
     path, offset, length = external_place(tensor, folder)
     shape = tuple(tensor.dims)
     if tensor.data_type in PACKED_TYPES:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
 from onnxprune.cli import main as program
 
 Array = npt.NDArray[Any]
@@ -160,7 +161,11 @@ def write_outside(model: ModelProto, path: Path) -> Path:
     copy = ModelProto()
     copy.CopyFrom(model)
     onnx.save(
-        copy, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data",
+        copy,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
         size_threshold=0,
     )
     return path

@@ -1121,7 +1121,7 @@ def operator_of_another_domain() -> ModelProto:
 @net(6)
 def operator_without_a_rule() -> ModelProto:
     b = Builder()
-    x = b.node("CumSum", b.stem(8), b.store(1, np.int64))
+    x = b.node("LRN", b.stem(8), size=3, alpha=1.0)
     return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4))
 
 

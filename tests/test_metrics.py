@@ -62,17 +62,18 @@ def test_fewer_channels_never_cost_more(resnet: channels.Channels) -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.6, 1.0])
-def test_predicted_bytes_are_those_of_the_file(resnet: channels.Channels, share: float, tmp_path: Path) -> None:
+def test_predicted_bytes_are_those_of_the_file_to_two_percent_of_the_original(resnet: channels.Channels, share: float, tmp_path: Path) -> None:
     kept = oracle.even_plan(resnet, share)
     model.save(surgery.cut(resnet, kept, runtime.evaluate), tmp_path / "small.onnx", tmp_path)
-    predicted = metrics.Costs(resnet).of(kept.counts)["file_bytes"][0]
-    assert abs(predicted / (tmp_path / "small.onnx").stat().st_size - 1) < 0.02
+    original, predicted = metrics.Costs(resnet).of([oracle.widths(resnet), kept.counts])["file_bytes"]
+    assert abs(predicted - (tmp_path / "small.onnx").stat().st_size) < 0.02 * original
 
 
 def test_params_of_the_zoo_are_those_of_the_registry(resnet: channels.Channels) -> None:
+    graph = resnet.model.proto.graph
+    biases = [resnet.model.shapes[node.input[2]][0] for node in graph.node if node.op_type == "Conv"]
     counted = metrics.Costs(resnet).of(oracle.widths(resnet))["params"][0]
-    folded = sum(len(numpy_helper.to_array(t)) for t in resnet.model.stored.values() if len(t.dims) == 1)
-    assert abs(counted - models.describe("cifar_resnet20").params) <= folded
+    assert counted == models.describe("cifar_resnet20").params - sum(biases)  # of scale and shift one is left, as bias
 
 
 def stored_floats(proto: ModelProto) -> int:
@@ -92,10 +93,15 @@ def test_predicted_params_are_those_of_the_cut_net(name: str) -> None:
     assert list(predicted) == [stored_floats(proto), stored_floats(small) - frees]
 
 
+def small_sizes(proto: ModelProto) -> set[str]:
+    """Name the results of shape arithmetic: a few bytes each, which nobody needs to count."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    return {name for name in oracle.from_sizes(proto) if makers[name].op_type != "ConstantOfShape"}
+
+
 def most_alive(proto: ModelProto, feed: oracle.Values) -> int:
     """Walk through a network node by node, and find the most bytes that are held at once."""
-    sizes, stored = oracle.from_sizes(proto), oracle.stored_by_name(proto)
-    skipped = sizes | set(stored) | set(oracle.aliases(proto))
+    skipped = small_sizes(proto) | set(oracle.aliases(proto))
     made = [name for node in proto.graph.node for name in node.output if name and name not in skipped]
     results = oracle.run_model(oracle.with_outputs(proto, made), feed)
     held = {name: value.nbytes for name, value in feed.items()}
@@ -110,15 +116,15 @@ def most_alive(proto: ModelProto, feed: oracle.Values) -> int:
     return most
 
 
-@pytest.mark.parametrize("name", sorted(set(NETS) - {"pool_with_indices"}))
+@pytest.mark.parametrize("name", sorted(NETS))
 def test_predicted_activation_bytes_are_the_most_that_is_alive(name: str) -> None:
     proto = NETS[name].build()
     found = analysed(proto)
     costs = metrics.Costs(found)
     feed = oracle.random_feeds(proto, found.model.bound, 0)[0]
     for kept in (whole(found), oracle.even_plan(found, 0.5)):
-        small = surgery.cut(found, kept, runtime.evaluate)
-        assert costs.of(kept.counts)["activation_bytes"][0] == most_alive(small, feed)
+        alive = most_alive(surgery.cut(found, kept, runtime.evaluate), feed)
+        assert 0 <= costs.of(kept.counts)["activation_bytes"][0] - alive <= 32 * len(small_sizes(proto))
 
 
 @pytest.mark.parametrize("name", NETS)
