@@ -64,9 +64,10 @@ def compress(
 ) -> None:
     """Make MODEL smaller until it meets its targets, prove the result, and write it with its plan and report."""
     from onnxprune import pipeline
+    from onnxprune.settings import CompressSettings
 
     asked = {"macs": flops, "params": params}
-    settings = pipeline.CompressSettings(
+    settings = CompressSettings(
         targets={metric: text for metric, text in asked.items() if text is not None},
         search=search,
         budget=budget,

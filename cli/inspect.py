@@ -11,7 +11,7 @@ import click
 from . import display
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Inspection
+    from onnxprune.inspection import Inspection
 
 
 @click.command(epilog="Example: onnxprune inspect model.onnx --shape image=1,3,224,224")
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @display.quiet_option
 def inspect(model: Path, shapes: tuple[str, ...], keep: tuple[str, ...], json_file: Path | None, quiet: bool) -> None:
     """Show what can be pruned in MODEL, what is frozen and why, and how small it can get; changes nothing."""
-    from onnxprune import pipeline
+    from onnxprune import inspection
 
-    found = pipeline.inspect(model, keep=keep, shapes=display.parse_shapes(shapes))
+    found = inspection.inspect(model, keep=keep, shapes=display.parse_shapes(shapes))
     display.write_result(json_file, {"format": "onnxprune.inspect/1", **asdict(found)})
     if not quiet:
         _show(found)

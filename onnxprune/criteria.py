@@ -56,7 +56,10 @@ def _norms(channels: Channels, order: int) -> Floats:
             continue
         for found, norms in zip(ids, slice_norms(channels.model.array(name), order), strict=True):
             if not np.isfinite(norms).all():
-                raise InputError(f"initializer {name!r} holds NaN or infinite numbers; train or export the model again")
+                raise InputError(
+                    f"initializer {name!r} holds NaN, infinite or absurdly large numbers; "
+                    "train or export the model again"
+                )
             free = found >= 0
             np.add.at(total, found[free], norms[free] / max(float(norms.mean()), 1e-30))
             np.add.at(members, found[free], 1)
@@ -73,9 +76,10 @@ def slice_norms(values: Array, order: int) -> list[Floats]:
     sums = [np.zeros(size) for size in values.shape]
     rows = max(1, BLOCK // max(1, values[0].size))
     for start in range(0, len(values), rows):
-        block = np.abs(values[start : start + rows].astype(np.float32))
-        if order == 2:
-            block *= block
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+            block = np.abs(values[start : start + rows].astype(np.float32))
+            if order == 2:
+                block *= block
         for axis in range(block.ndim):
             others = tuple(a for a in range(block.ndim) if a != axis)
             part = block.sum(axis=others, dtype=np.float64)

@@ -139,12 +139,12 @@ def _read_arrays(path: Path) -> tuple[Array, Array | None]:
     if not path.is_file():
         raise InputError(f"--data {path}: no such file; give an .npz with x (and y), or an .npy")
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content, None
-        with content:
-            arrays = {name: content[name] for name in ("x", "y") if name in content}
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content, None
             names = content.files
+            arrays = {name: np.asarray(content[name]) for name in ("x", "y") if name in names}
     except Exception as error:  # a damaged archive can raise anything: BadZipFile, zlib.error, MemoryError, ...
         raise InputError(f"{path} is no .npz or .npy file of numbers ({error})") from error
     if "x" not in arrays:

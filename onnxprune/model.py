@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, Message
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import shapes as sizes
@@ -111,12 +111,14 @@ def read_file(path: Path) -> ModelProto:
         raise InputError(f"{path} is not an ONNX file or is cut short; export or download it again") from error
     if not model.graph.node and not model.graph.output:
         raise InputError(f"{path} holds no ONNX graph; export or download it again")
-    if not all(isinstance(name, str) for name in _names(model.graph)):  # protobuf gives what is no UTF-8 as bytes
+    if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives what is no UTF-8 as bytes
         raise InputError(f"{path} holds names that are no text; it is damaged, export or download it again")
     return model
 
 
-def _names(graph: GraphProto) -> Iterator[str]:
+def _names(model: ModelProto) -> Iterator[str]:
+    graph = model.graph
+    yield from (model.domain, graph.name, *(opset.domain for opset in model.opset_import))
     for value in (*graph.input, *graph.output, *graph.initializer):
         yield value.name
     for node in graph.node:
@@ -154,9 +156,16 @@ def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Seque
 
 
 def read_graph(proto: ModelProto) -> gs.Graph:
-    """Read a model into onnx-graphsurgeon, which warns of much that does not matter here."""
-    with G_LOGGER.suppress():
-        return gs.import_onnx(proto)
+    """Read a model into onnx-graphsurgeon, which warns of much that does not matter here.
+
+    Raises:
+        InputError: it holds what onnx-graphsurgeon does not know.
+    """
+    try:
+        with G_LOGGER.suppress():
+            return gs.import_onnx(proto)
+    except Exception as error:  # types and attributes that it does not know raise anything
+        raise InputError(f"onnx-graphsurgeon cannot read the model: {error!r}; export it again") from error
 
 
 def check(bare: ModelProto) -> None:

@@ -655,7 +655,10 @@ def with_random_weights(proto: ModelProto, seed: int = 0) -> ModelProto:
         values = rng.uniform(0.5, 1.5, shape)
         if len(shape) > 1:
             values = rng.standard_normal(shape) * np.sqrt(2 / volume(shape[1:]))
-        result.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+        tensor = numpy_helper.from_array(values.astype(np.float32), node.output[0])
+        result.graph.initializer.append(tensor)
+        if result.ir_version < 4:
+            result.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
         result.graph.node.remove(node)
     return result
 

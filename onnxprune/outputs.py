@@ -1,0 +1,75 @@
+"""The files a run writes: checked before any work is done, written together at the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune import model as models
+from onnxprune import plan as plans
+from onnxprune.attempt import Attempt
+from onnxprune.errors import InputError
+from onnxprune.files import write_json
+from onnxprune.model import Model
+from onnxprune.reporting import Report
+from onnxprune.weights import external_place, is_external
+
+
+def check_outputs(path: Path, out: Path, force: bool, kinds: Sequence[str] = ("plan", "report")) -> None:
+    """Make sure that the results can be written before any work is done.
+
+    Raises:
+        InputError: the folder is missing, or something is in the way.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} does not exist; create it or choose another -o")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give a file name with -o")
+    if path.exists() and out.exists() and path.samefile(out):
+        raise InputError(f"-o {out} is the input model; choose another name")
+    for file in (out, models.data_file(out), *(beside(out, kind) for kind in kinds)):
+        if file.exists() and not force:
+            raise InputError(f"{file} exists; choose another -o or overwrite it with --force")
+
+
+def check_apart(model: Model, out: Path) -> None:
+    """Make sure that writing the result would not destroy the weights of the input model.
+
+    Raises:
+        InputError: it would.
+    """
+    for file in data_files(model):
+        if any(written.exists() and written.samefile(file) for written in (out, models.data_file(out))):
+            raise InputError(f"{file} holds the weights of the input model; choose another -o")
+
+
+def write_results(path: Path, out: Path, attempt: Attempt, report: Report) -> None:
+    """Write model, plan and report aside, then move them to their place, the model before what points to it."""
+    channels = attempt.channels
+    described = plans.to_json(channels, attempt.plan, plans.file_sha256(path), report.settings)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        draft = Path(scratch) / out.name
+        models.save(attempt.result, draft, channels.model.folder)
+        files = [file for file in (models.data_file(draft), draft) if file.exists()]
+        report.before.file_bytes = path.stat().st_size + sum(file.stat().st_size for file in data_files(channels.model))
+        report.after.file_bytes = sum(file.stat().st_size for file in files)
+        for kind, content in (("plan", described), ("report", report.to_json())):
+            files.append(beside(draft, kind))
+            write_json(files[-1], content)
+        if models.data_file(draft) not in files:
+            models.data_file(out).unlink(missing_ok=True)  # of a result that is being overwritten
+        for file in files:
+            os.replace(file, out.parent / file.name)
+
+
+def beside(out: Path, kind: str) -> Path:
+    """Name a file that goes beside the result: small.onnx has small.plan.json."""
+    return out.with_name(f"{out.name.removesuffix('.onnx')}.{kind}.json")
+
+
+def data_files(model: Model) -> list[Path]:
+    """List the external data files of a model."""
+    external = [t for t in model.stored.values() if is_external(t)]
+    return list(dict.fromkeys(external_place(t, model.folder)[0] for t in external))
