@@ -303,6 +303,13 @@ def _components(builder: _Builder) -> Channels:
     atoms = np.flatnonzero(builder.reason_of >= 0)[::-1]
     order = np.argsort(builder.reason_of[atoms], kind="stable")[::-1]
     frozen[label[atoms[order]]] = builder.reason_of[atoms[order]]
+    idle = frozen < 0
+    for key, axes in builder.axes.items():
+        if isinstance(key, str) and key not in builder.constant:
+            idle[label[axes.start : axes.end]] = False
+    if idle.any():
+        frozen[idle] = len(builder.reasons)
+        builder.reasons.append(Reason(-1, "only stored numbers have it, nothing is computed with it"))
     sizes = [size for axes in builder.axes.values() for size in axes.shape]
     axis_of = np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
     reason_of = frozen[label] if total else np.empty(0, np.int64)

@@ -1031,6 +1031,15 @@ def merged_biases_in_a_constant_node() -> ModelProto:
 
 
 @net(8)
+def bias_shared_in_pieces() -> ModelProto:
+    b = Builder()
+    stored = b.positive(12)
+    pieces = [b.node("Slice", stored, b.integers(start), b.integers(start + 8)) for start in (0, 4)]
+    x = b.relu(b.node("Conv", b.input("N", 3, 6, 6), b.weight(8, 3, 3, 3), pieces[0]))
+    return b.done(b.conv(x, 8, 4), b.node("MatMul", b.node("Unsqueeze", pieces[1], b.integers(0)), b.weight(8, 4)))
+
+
+@net(8)
 def bias_shared_with_an_operator_without_a_rule() -> ModelProto:
     b = Builder()
     shared = b.positive(8)
@@ -1054,7 +1063,7 @@ def map_that_is_an_output() -> ModelProto:
     return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4), x)
 
 
-@net(6, 6, 8)
+@net(6, 8)
 def weights_computed_from_weights() -> ModelProto:
     b = Builder()
     weight = b.node("Mul", b.weight(8, 3, 3, 3), b.positive(8, 1, 1, 1))

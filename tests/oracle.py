@@ -120,7 +120,7 @@ def check(
     chosen = random_plan(found, seed) if kept is None else kept
     content = plan.to_json(found, chosen, "", {})
     costs = metrics.Costs(found)
-    predicted = costs.of([widths(found), chosen.counts])["macs"]
+    predicted = costs.of(np.stack([widths(found), chosen.counts]))["macs"]
     small = surgery.cut(found, chosen, runtime.evaluate)
     assert original.SerializeToString(deterministic=True) == before, "the original was changed"
     if isinstance(source, Path):
@@ -260,7 +260,8 @@ def constant_tensor(node: NodeProto) -> TensorProto:
     """Give what a Constant node holds."""
     (attribute,) = (a for a in node.attribute if a.name.startswith("value"))
     if attribute.name == "value":
-        return attribute.t
+        tensor: TensorProto = attribute.t
+        return tensor
     types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
     return numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), types[attribute.name]))
 
@@ -308,8 +309,7 @@ def check_numbers(original: ModelProto, small: ModelProto, content: dict[str, An
     for index, node in enumerate(original.graph.node):
         now = small_nodes.get(node.output[0])
         for position, name in enumerate(node.input):
-            known = now is None or name not in root or node.output[0] in root
-            if known or (node.op_type, position) in SIZE_INPUTS:
+            if now is None or name not in root or node.output[0] in root or (node.op_type, position) in SIZE_INPUTS:
                 continue
             where = f"input {position} of {node.name or node.output[0]} ({name})"
             assert now.input[position] in small_root, f"{where} is stored no more"
@@ -529,9 +529,9 @@ def own_copy(proto: ModelProto, node: NodeProto, position: int, shared: TensorPr
     """Give one reader of a shared parameter its own copy of it; returns the copy's name."""
     copy = proto.graph.initializer.add()
     copy.CopyFrom(shared)
-    copy.name = f"{node.output[0]}_input_{position}_alone"
-    node.input[position] = copy.name
-    return copy.name
+    node.input[position] = name = f"{node.output[0]}_input_{position}_alone"
+    copy.name = name
+    return name
 
 
 def untouchable(node: NodeProto) -> set[str]:

@@ -297,8 +297,7 @@ def test_a_graph_without_inputs_is_handled(folder: Path) -> None:
     draft.head(draft.relu("relu", draft.conv("conv", x, 3, 32)), 32)
     write(draft.model([], [("logits", (1, CLASSES))]), folder / "model.onnx")
     assert run("inspect", "model.onnx").code == 0
-    outcome = run(*COMPRESS, "-o", "small.onnx")
-    assert outcome.code == 0, outcome.err
+    assert "nothing to prune" in refused(*COMPRESS)  # all of it is constant
     np.save("x.npy", np.zeros((2, 3), np.float32))
     assert "one input; this one has 0" in refused("evaluate", "model.onnx", "--data", "x.npy")
 

@@ -118,6 +118,17 @@ def test_channels_tied_into_one_are_no_group() -> None:
     assert reason(found, output_of(proto, "Add")) == ("all its channels are tied into one", "")
 
 
+def test_stored_numbers_that_nothing_computes_with_are_no_channels() -> None:
+    proto = nets.weights_computed_from_weights()
+    found = analysed(proto)
+    picked = next(node for node in proto.graph.node if node.op_type == "Slice").input[0]
+    left, taken = found.axes[picked][0][:3], found.axes[picked][0][3:9]
+    held = found.reason(left)
+    assert held is not None
+    assert held.text == "only stored numbers have it, nothing is computed with it"
+    assert (found.channel_of[taken] != FROZEN).all()
+
+
 def test_a_tensor_of_unknown_shape_holds_what_it_touches() -> None:
     b = Builder()
     x = b.stem(8)

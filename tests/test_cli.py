@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -568,8 +569,10 @@ def test_a_defect_ends_with_one_a_traceback_and_a_request_to_report(
 
 @pytest.mark.parametrize(
     "place",
-    ["attempt.search.find", "attempt.cut", "pipeline.verify", "outputs.models.save", "outputs.plans.to_json"]
-    + ["outputs.write_json"],
+    [
+        *("attempt.search.find", "attempt.cut", "pipeline.verify"),
+        *("outputs.models.save", "outputs.plans.to_json", "outputs.write_json"),
+    ],
 )
 @pytest.mark.parametrize("force", [False, True])
 def test_an_interrupt_ends_with_130_and_leaves_nothing_behind(
@@ -648,6 +651,24 @@ def test_commands_on_onnx_files_do_not_import_torch(labelled: Path, command: str
     assert "onnx" in modules
     assert "torch" not in modules
     assert ("onnxruntime" in modules) == (command != "inspect")
+
+
+def test_ctrl_c_ends_a_long_search_within_seconds_and_leaves_nothing(folder: Path) -> None:
+    arguments = ["compress", "model.onnx", "--flops", "0.5", "--search", "random", "--budget", "1000000000"]
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("onnxprune"), *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert [process.stderr.readline() for _ in range(2)] == ["load ...\n", "search ...\n"]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err.strip().startswith("error: interrupted")
+    assert "Traceback" not in err
+    assert os.listdir(folder) == ["model.onnx"]
 
 
 def test_the_installed_program_runs_and_says_what_failed(folder: Path) -> None:

@@ -21,7 +21,9 @@ def test_links_lead_somewhere(file: str) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["pipeline", "surgery", "channels", "metrics", "problem", "verify", "runtime", "shapes"])
+@pytest.mark.parametrize(
+    "name", ["pipeline", "surgery", "channels", "metrics", "problem", "verify", "runtime", "shapes"]
+)
 def test_the_architecture_page_knows_the_module(name: str) -> None:
     assert (ROOT / "onnxprune" / f"{name}.py").exists()
     assert f"{name}.py" in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -62,7 +62,9 @@ def test_fewer_channels_never_cost_more(resnet: channels.Channels) -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.6, 1.0])
-def test_predicted_bytes_are_those_of_the_file_to_two_percent_of_the_original(resnet: channels.Channels, share: float, tmp_path: Path) -> None:
+def test_predicted_bytes_are_those_of_the_file_to_two_percent_of_the_original(
+    resnet: channels.Channels, share: float, tmp_path: Path
+) -> None:
     kept = oracle.even_plan(resnet, share)
     model.save(surgery.cut(resnet, kept, runtime.evaluate), tmp_path / "small.onnx", tmp_path)
     original, predicted = metrics.Costs(resnet).of([oracle.widths(resnet), kept.counts])["file_bytes"]

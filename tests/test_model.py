@@ -219,7 +219,7 @@ def test_external_data_that_is_too_short_is_refused_when_read(key: str, value: s
     proto = onnx.load(external(nets.residual(), tmp_path / "net.onnx"), load_external_data=False)
     tensor = proto.graph.initializer[0]
     set_entry(key, value)(tensor)
-    with pytest.raises(InputError, match="too short|no number"):
+    with pytest.raises(InputError, match=r"too short|no number"):
         model.read(tensor, tmp_path)
 
 

@@ -279,7 +279,7 @@ def test_a_target_on_what_the_model_has_none_of_is_refused() -> None:
         (6, [1], Align(8), 6),  # never more than there are
         (64, [2], Align(8), 4),  # a channel that takes two indices along: four of them are eight
         (64, [8, 16], Align(8), 1),
-        (64, [49, 1], Align(8), 8),  # the axis with one index each decides
+        (64, [8, 1], Align(8), 8),  # the axis with one index each decides
         (64, [6], Align(8), 4),
         (64, [3], Align(8), 8),
         (64, [1], FINE, 8),

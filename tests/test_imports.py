@@ -1,0 +1,134 @@
+"""Imports go down only: what a newcomer reads first never depends on what comes later."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = (
+    ("onnxprune.cli",),
+    ("onnxprune",),  # the public functions
+    ("onnxprune.pipeline",),
+    ("onnxprune.inspection", "onnxprune.outputs"),
+    ("onnxprune.attempt",),
+    ("onnxprune.progress", "onnxprune.reporting", "onnxprune.settings"),
+    ("onnxprune.search",),
+    ("onnxprune.problem", "onnxprune.evaluation", "onnxprune.verify"),
+    ("onnxprune.metrics", "onnxprune.criteria", "onnxprune.data"),
+    ("onnxprune.surgery", "onnxprune.runtime"),
+    ("onnxprune.plan",),
+    ("onnxprune.channels",),
+    ("onnxprune.ops",),
+    ("onnxprune.model",),
+    ("onnxprune.shapes",),
+    ("onnxprune.weights", "onnxprune.files"),
+    ("onnxprune.errors",),
+)
+"""From top to bottom; modules of one line know nothing of each other."""
+
+PLACE = {name: level for level, names in enumerate(LAYERS) for name in names}
+PACKAGES = {"onnxprune": ROOT / "onnxprune", "onnxprune.cli": ROOT / "cli", "onnxprune.models": ROOT / "models"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the distribution, by the name it is imported under."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for file in folder.rglob("*.py"):
+            parts = [package, *file.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[str]:
+    """Every module that a module imports, wherever in it, but for those it names for type checkers only."""
+    file = MODULES[name]
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in MODULES else base
+
+
+def unit(name: str) -> str:
+    """The module or package of the list above that a module belongs to."""
+    package = name.rpartition(".")[0]
+    return name if name in PLACE or package == "onnxprune" else package
+
+
+def test_every_module_has_its_place() -> None:
+    units = {unit(name) for name in MODULES if not name.startswith("onnxprune.models")}
+    assert units == set(PLACE)
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not n.startswith("onnxprune.models")])
+def test_a_module_imports_only_what_lies_below_it(name: str) -> None:
+    own = unit(name)
+    for other in imported(name):
+        if not other.startswith("onnxprune") or unit(other) == own:
+            continue
+        if other.startswith("onnxprune.models"):
+            assert own == "onnxprune.cli", f"{name} imports {other}"
+        elif name != "onnxprune":
+            assert PLACE[unit(other)] > PLACE[own], f"{name} imports {other}"
+
+
+def test_the_zoo_knows_nothing_of_the_rest_but_its_errors() -> None:
+    for name in MODULES:
+        if name.startswith("onnxprune.models"):
+            ours = {other for other in imported(name) if other.startswith("onnxprune")}
+            assert {o for o in ours if not o.startswith("onnxprune.models")} <= {"onnxprune.errors"}, name
+
+
+def test_onnxruntime_has_one_user() -> None:
+    users = {name for name in MODULES for other in imported(name) if other.split(".")[0] == "onnxruntime"}
+    assert users == {"onnxprune.runtime"}
+
+
+def test_torch_is_for_training_searching_and_the_zoo() -> None:
+    users = {name for name in MODULES for other in imported(name) if other.split(".")[0] == "torch"}
+    allowed = ("onnxprune.models", "onnxprune.search", "onnxprune.training")
+    assert users
+    assert all(name.startswith(allowed) for name in users)
+
+
+def test_the_commands_import_nothing_heavy_before_they_run() -> None:
+    for name in MODULES:
+        if not name.startswith("onnxprune.cli"):
+            continue
+        tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        roots = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
+        froms = {(node.module or "") for node in top if isinstance(node, ast.ImportFrom) and not node.level}
+        assert not roots & {"numpy", "onnx", "onnxruntime", "torch", "rich", "scipy"}, name
+        assert {module for module in froms if module.startswith("onnxprune")} <= {"onnxprune.errors"}, name
+
+
+def test_every_package_folder_is_declared() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {name for name, file in MODULES.items() if file.name == "__init__.py"}
+    assert set(setup["packages"]) == folders
+    for package, folder in setup["package-dir"].items():
+        assert (ROOT / folder / "__init__.py").samefile(PACKAGES[package] / "__init__.py")
+    for file in MODULES.values():
+        assert (file.parent / "__init__.py").exists(), f"{file} lies in a folder that is no package"
