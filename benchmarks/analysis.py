@@ -1,7 +1,7 @@
 """How long do analysis and cut take? Reading the file is not counted, shape inference and probe runs are.
 
-    python benchmarks/analysis.py MODEL.onnx [MODEL.onnx ...]      seconds per model
-    python benchmarks/analysis.py --chain                          chains of 5,000 and 10,000 nodes, and their ratio
+python benchmarks/analysis.py MODEL.onnx [MODEL.onnx ...]      seconds per model
+python benchmarks/analysis.py --chain                          chains of 5,000 and 10,000 nodes, and their ratio
 """
 
 from __future__ import annotations

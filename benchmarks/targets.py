@@ -26,7 +26,8 @@ def main() -> None:
     args = parser.parse_args()
     shapes = {name: tuple(map(int, sizes.split(","))) for name, _, sizes in (s.partition("=") for s in args.shape)}
     print(", ".join(f"{name} {number}" for name, number in versions().items()) + "\n")
-    print("| model | target | MACs kept | below target by | faster | widths | outputs against the zeroed original | s |")
+    columns = "model | target | MACs kept | below target by | faster | widths | outputs against the zeroed original | s"
+    print(f"| {columns} |")
     print("|---|---|---|---|---|---|---|---|")
     for path in args.models:
         for target in args.targets.split(","):

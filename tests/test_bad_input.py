@@ -182,7 +182,7 @@ def test_shapes_that_contradict_each_other_are_refused(folder: Path) -> None:
 
     assert "contradict" in refused_by_all(broken(widen("fc2.weight", 38, 64), dense()))
     broken(widen("conv2.weight", 24, 17, 3, 3))
-    assert "sizes 16 and 17 do not match" in run("inspect", "model.onnx").out
+    assert "sizes 16 and 17 do not match" in run("inspect", "model.onnx").err
     assert "onnxruntime cannot" in refused(*COMPRESS)
 
 

@@ -24,6 +24,7 @@ LAYERS = (
     ("onnxprune.surgery", "onnxprune.runtime"),
     ("onnxprune.plan",),
     ("onnxprune.channels",),
+    ("onnxprune.tying",),
     ("onnxprune.ops",),
     ("onnxprune.model",),
     ("onnxprune.shapes",),

@@ -29,6 +29,10 @@ class Unknown(Exception):  # noqa: N818 (reads as what a rule says)
     """A rule cannot speak about this node; it says why, and everything the node touches freezes."""
 
 
+class ContradictionError(Exception):
+    """The shapes of a node contradict each other: the model is broken."""
+
+
 class Axes:
     """The atoms of one tensor: ``a[1]`` are those of axis 1, negative axes count from the end."""
 
@@ -149,9 +153,13 @@ class Ties(View):
         self._constant = constant
 
     def tie(self, left: Atoms, right: Atoms) -> None:
-        """Say that atoms can only exist together, pair by pair."""
+        """Say that atoms can only exist together, pair by pair.
+
+        Raises:
+            ContradictionError: there are not equally many.
+        """
         if len(left) != len(right):
-            raise Unknown(f"sizes {len(left)} and {len(right)} do not match")
+            raise ContradictionError(f"sizes {len(left)} and {len(right)} do not match")
         self.pairs.append((left, right))
 
     def free(self, atoms: Atoms) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
-from onnxprune.models import digits
 
 from onnxprune.errors import InputError
+from onnxprune.models import digits
 
 
 def share_right(folder: Path) -> float:

@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from onnxprune.cli.models import models
 
 from onnxprune import models as zoo
+from onnxprune.cli.models import models
 from onnxprune.errors import InputError
 
 

@@ -8,11 +8,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnxprune.models import exporter as exporting
 from safetensors.torch import save_file
 
 from onnxprune import models as zoo
 from onnxprune.errors import InputError
+from onnxprune.models import exporter as exporting
 
 NET = "cifar_resnet20"
 NEWEST_IR, NEWEST_OPSET = 13, 26

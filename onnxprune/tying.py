@@ -1,0 +1,215 @@
+"""Let every node speak: number the atoms, collect what rules tie and freeze, in the order of the graph.
+
+What a node does not mention stays: silence means frozen. Small parameters that several nodes share get atoms of their
+own for each reader, because exporters merge equal values of strangers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import InputError, at
+from onnxprune.model import Model
+from onnxprune.ops import rule_for
+from onnxprune.ops.rule import Atoms, Axes, ContradictionError, Key, Ties, Unknown, View
+from onnxprune.shapes import Shape, is_default_domain
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something stays: the node that holds it (-1: none) and what to tell the user."""
+
+    node: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """Stored tensors under other names, through Identity nodes.
+
+    Attributes:
+        root: the stored tensor behind a name.
+        nodes: the Identity nodes.
+    """
+
+    root: dict[str, str]
+    nodes: frozenset[int]
+
+
+class Tying:
+    """Collects ties and frozen atoms over the whole graph, in its order."""
+
+    def __init__(self, model: Model, keep: Sequence[str]) -> None:
+        self.model = model
+        self.keep = keep
+        self.constant = constant_tensors(model)
+        self.aliases = _aliases(model)
+        self.skipped = model.size_nodes | self.aliases.nodes | _stored_nodes(model)
+        self.readers = _private_readers(model, self.aliases, self.skipped)
+        self.axes: dict[Key, Axes] = {}
+        self.total = 0
+        self._number_atoms()
+        self.fixed = np.zeros(self.total, bool)
+        self.seen = np.full(self.total, -1, np.int64)
+        self.reason_of = np.full(self.total, -1, np.int64)
+        self.reasons: list[Reason] = []
+        self.left: list[Atoms] = []
+        self.right: list[Atoms] = []
+
+    def _number_atoms(self) -> None:
+        """Number the atoms of all tensors that rules see: what nodes make first, then what the model is given."""
+        model = self.model
+        visited = [node for i, node in enumerate(model.graph.nodes) if i not in self.skipped]
+        made = [t.name for node in visited for t in node.outputs]
+        given = [self.aliases.root.get(t.name, t.name) for node in visited for t in node.inputs]
+        for name in dict.fromkeys([*made, *given]):
+            if name and name in model.shapes and name not in self.readers:
+                self._add(name, model.shapes[name])
+        for name, readers in self.readers.items():
+            for reader in readers:
+                self._add(reader, model.shapes[name])
+
+    def _add(self, key: Key, shape: Shape) -> None:
+        self.axes[key] = Axes(key, shape, self.total)
+        self.total = self.axes[key].end
+
+    def freeze(self, atoms: Atoms, reason: Reason) -> None:
+        """Freeze atoms; the first reason given is the one that is told."""
+        fresh = atoms[self.reason_of[atoms] < 0]
+        if len(fresh):
+            self.fixed[fresh] = True
+            self.reason_of[fresh] = len(self.reasons)
+            self.reasons.append(reason)
+
+    def freeze_tensor(self, name: str, reason: Reason) -> None:
+        """Freeze a whole tensor, whichever name it goes by."""
+        axes = self.axes.get(self.aliases.root.get(name, name))
+        if axes is not None:
+            self.freeze(np.arange(axes.start, axes.end), reason)
+
+    def visit(self, index: int) -> None:
+        """Let the rule of a node speak; what it does not mention freezes.
+
+        Raises:
+            InputError: the shapes of a node contradict each other.
+        """
+        node = self.model.graph.nodes[index]
+        view = view_of(self.model, self.axes, self.aliases, index)
+        rule = rule_for(node)
+        ties = Ties(view, self.fixed, self.constant)
+        why = self._mute(node, view)
+        if why is None and rule is not None:
+            try:
+                rule.ties(ties)
+                why = rule.why
+            except ContradictionError as error:
+                raise InputError(f"{at(node.name, node.op)}: {error}; the file is broken, export it again") from error
+            except Unknown as error:
+                ties, why = Ties(view, self.fixed, self.constant), str(error)
+            except (IndexError, TypeError, ValueError) as error:  # untrusted files hold nodes that make no sense
+                ties, why = Ties(view, self.fixed, self.constant), f"its attributes make no sense to its rule: {error}"
+        self._record(ties, why or "")
+
+    def _mute(self, node: gs.Node, view: View) -> str | None:
+        """Say why no rule may speak for this node (None: one may)."""
+        if any(fnmatchcase(node.name, pattern) for pattern in self.keep):
+            return "kept as asked"
+        if rule_for(node) is None:
+            return f"there is no rule for {'' if is_default_domain(node.domain) else f'{node.domain}.'}{node.op}"
+        tensors = [*zip(node.inputs, view.inputs, strict=True), *zip(node.outputs, view.outputs, strict=True)]
+        unknown = next((tensor.name for tensor, axes in tensors if tensor.name and axes is None), None)
+        return None if unknown is None else f"the shape of {unknown!r} is unknown"
+
+    def _record(self, ties: Ties, why: str) -> None:
+        for left, right in ties.pairs:
+            self.left.append(left)
+            self.right.append(right)
+            fixed = self.fixed[left] | self.fixed[right]
+            if fixed.any():
+                self.fixed[left] = fixed
+                self.fixed[right] = fixed
+            self.seen[left] = ties.index
+            self.seen[right] = ties.index
+        for atoms in ties.mentioned:
+            self.seen[atoms] = ties.index
+        for atoms, reason in ties.frozen:
+            self.seen[atoms] = ties.index
+            self.freeze(atoms, Reason(ties.index, reason))
+        for axes in (*ties.inputs, *ties.outputs):
+            if axes is not None:
+                silent = axes.start + np.flatnonzero(self.seen[axes.start : axes.end] != ties.index)
+                self.freeze(silent, Reason(ties.index, why))
+
+
+def captured(model: Model) -> list[tuple[int, str]]:
+    """List what the bodies of If, Loop and Scan nodes use from outside: (node, tensor name)."""
+    found = []
+    for index, node in enumerate(model.graph.nodes):
+        for body in node.subgraphs(recursive=True):
+            used = [t.name for inner in body.nodes for t in inner.inputs] + [t.name for t in body.outputs]
+            found += [(index, name) for name in dict.fromkeys(used)]
+    return found
+
+
+def constant_tensors(model: Model) -> frozenset[str]:
+    """Name the tensors that follow from stored numbers alone."""
+    constant = set(model.stored)
+    for node in model.graph.nodes:
+        names = [t.name for t in node.inputs if t.name]
+        if names and all(name in constant for name in names) and not any(node.subgraphs()):
+            constant.update(t.name for t in node.outputs)
+    return frozenset(constant)
+
+
+def _stored_nodes(model: Model) -> frozenset[int]:
+    """Find the Constant nodes: what they hold counts as stored, like an initializer."""
+    nodes = enumerate(model.graph.nodes)
+    return frozenset(i for i, node in nodes if not node.inputs and node.outputs[0].name in model.stored)
+
+
+def _aliases(model: Model) -> Aliases:
+    """Follow Identity nodes on stored tensors: exporters merge equal parameters of strangers that way."""
+    root: dict[str, str] = {}
+    nodes = set()
+    for index, node in enumerate(model.graph.nodes):
+        if node.op == "Identity" and is_default_domain(node.domain):
+            source = root.get(node.inputs[0].name, node.inputs[0].name)
+            if source in model.stored:
+                root[node.outputs[0].name] = source
+                nodes.add(index)
+    return Aliases(root, frozenset(nodes))
+
+
+def _private_readers(model: Model, aliases: Aliases, skipped: frozenset[int]) -> dict[str, list[tuple[int, int]]]:
+    """Find small parameters that several inputs share: equal values merged by an exporter must not tie strangers."""
+    readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for index, node in enumerate(model.graph.nodes):
+        if index in skipped:
+            continue
+        for position, tensor in enumerate(node.inputs):
+            root = aliases.root.get(tensor.name, tensor.name)
+            if root in model.stored:
+                readers[root].append((index, position))
+    bound_elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in captured(model)}
+    bound_elsewhere |= {aliases.root[name] for name in bound_elsewhere if name in aliases.root}
+    return {
+        name: found
+        for name, found in readers.items()
+        if len(found) > 1 and sum(size > 1 for size in model.shapes[name]) == 1 and name not in bound_elsewhere
+    }
+
+
+def view_of(model: Model, axes: dict[Key, Axes], aliases: Aliases, index: int) -> View:
+    """Look at one node with the atoms of its tensors."""
+    node = model.graph.nodes[index]
+    inputs = []
+    for position, tensor in enumerate(node.inputs):
+        own = axes.get((index, position))
+        inputs.append(own if own is not None else axes.get(aliases.root.get(tensor.name, tensor.name)))
+    return View(model, index, inputs, [axes.get(tensor.name) for tensor in node.outputs])
