@@ -181,9 +181,7 @@ def test_shapes_that_contradict_each_other_are_refused(folder: Path) -> None:
         return change
 
     assert "contradict" in refused_by_all(broken(widen("fc2.weight", 38, 64), dense()))
-    broken(widen("conv2.weight", 24, 17, 3, 3))
-    assert "sizes 16 and 17 do not match" in run("inspect", "model.onnx").err
-    assert "onnxruntime cannot" in refused(*COMPRESS)
+    assert "sizes 16 and 17 do not match" in refused_by_all(broken(widen("conv2.weight", 24, 17, 3, 3)))
 
 
 def test_an_unknown_domain_without_its_import_is_refused(folder: Path) -> None:
