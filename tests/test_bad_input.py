@@ -181,7 +181,10 @@ def test_shapes_that_contradict_each_other_are_refused(folder: Path) -> None:
         return change
 
     assert "contradict" in refused_by_all(broken(widen("fc2.weight", 38, 64), dense()))
-    assert "sizes 16 and 17 do not match" in refused_by_all(broken(widen("conv2.weight", 24, 17, 3, 3)))
+    broken(widen("conv2.weight", 24, 17, 3, 3))
+    for command in (["inspect", "model.onnx"], COMPRESS, [*COMPRESS, "--verify", "none"]):
+        assert "node 'conv2' (Conv): sizes 16 and 17 do not match" in refused(*command)
+    assert "onnxruntime cannot" in refused("evaluate", "model.onnx", "--data", "x.npy", "--reference", "model.onnx")
 
 
 def test_an_unknown_domain_without_its_import_is_refused(folder: Path) -> None:
