@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from . import display
+
 if TYPE_CHECKING:
     from onnxprune.models import ZooEntry
 
@@ -17,8 +19,9 @@ def models() -> None:
 
 
 @models.command("list", epilog="Example: onnxprune models list --json zoo.json")
-@click.option("--json", "json_file", metavar="FILE", help="Write the list as JSON to FILE; - is the standard output.")
-def list_models(json_file: str | None) -> None:
+@display.json_option
+@display.quiet_option
+def list_models(json_file: Path | None, quiet: bool) -> None:
     """List the networks with their input, classes, size and cost.
 
     Params counts the learned values, in millions; MACs the multiply-accumulates of the convolutions and dense layers
@@ -27,9 +30,8 @@ def list_models(json_file: str | None) -> None:
     from onnxprune import models as zoo
 
     entries = [zoo.describe(name) for name in zoo.names()]
-    if json_file is not None:
-        _write_json(entries, json_file)
-    if json_file != "-":
+    display.write_result(json_file, [_described(entry) for entry in entries])
+    if not quiet:
         _print_table(entries)
 
 
@@ -40,9 +42,19 @@ def list_models(json_file: str | None) -> None:
 @click.option("--seed", default=0, show_default=True, help="Draws the weights where no file gives them.")
 @click.option("--weights", type=click.Path(path_type=Path), help="A state dict: .safetensors, .pt or .pth.")
 @click.option("--batch", type=int, help="Fix the batch size; it is dynamic by default.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@display.force_option
+@display.json_option
+@display.quiet_option
 def export_model(
-    name: str, output: Path | None, exporter: str, seed: int, weights: Path | None, batch: int | None, force: bool
+    name: str,
+    output: Path | None,
+    exporter: str,
+    seed: int,
+    weights: Path | None,
+    batch: int | None,
+    force: bool,
+    json_file: Path | None,
+    quiet: bool,
 ) -> None:
     """Export the network NAME to an ONNX file with the input 'image' and the output 'logits'."""
     from onnxprune import models as zoo
@@ -54,40 +66,24 @@ def export_model(
         raise InputError(f"{path} already exists; give --force to replace it, or another path with -o")
     zoo.export(name, path, exporter=exporter, seed=seed, weights=weights, batch=batch)
     megabytes = path.stat().st_size / 1e6
-    click.echo(f"wrote {path}: input {_shape(entry)}, {entry.classes} classes, {megabytes:.1f} MB")
+    display.write_result(json_file, {"format": "onnxprune.export/1", **_described(entry), "output": path.name})
+    if not quiet:
+        click.echo(f"wrote {path}: input {_shape(entry)}, {entry.classes} classes, {megabytes:.1f} MB")
 
 
 def _shape(entry: ZooEntry) -> str:
     return "x".join(str(side) for side in entry.input_shape)
 
 
-def _write_json(entries: list[ZooEntry], target: str) -> None:
-    import json
-
-    from onnxprune.errors import InputError
-
-    keys = ("name", "input_shape", "classes", "params", "macs", "description")
-    text = json.dumps([{key: getattr(entry, key) for key in keys} for entry in entries], indent=2)
-    if target == "-":
-        click.echo(text)
-        return
-    try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {target} ({error.strerror}); choose another path for --json") from error
+def _described(entry: ZooEntry) -> dict[str, object]:
+    return {key: getattr(entry, key) for key in ("name", "input_shape", "classes", "params", "macs", "description")}
 
 
 def _print_table(entries: list[ZooEntry]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("Name")
-    for heading in ("Input", "Classes", "Params (M)", "MACs (M)"):
-        table.add_column(heading, justify="right")
+    made = display.table("Zoo", "name", " input", " classes", " params (M)", " MACs (M)")
     for entry in entries:
-        table.add_row(
+        made.add_row(
             *(entry.name, _shape(entry), str(entry.classes)),
             *(f"{entry.params / 1e6:.3f}", f"{entry.macs / 1e6:.2f}"),
         )
-    Console().print(table)
+    display.console().print(made)

@@ -163,7 +163,7 @@ class Attempts:
         model = self._channels.model
         feed = sizes.example_inputs(model.proto.graph, model.bound)
         try:
-            original = runtime.Session(self._path, threads=1)
+            original = runtime.Session(model.proto, folder=model.folder, threads=1)
             smaller = runtime.Session(attempt.cut, folder=model.folder, threads=1)
             before, after = runtime.latencies([original, smaller], [feed, feed])
         except InputError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -21,7 +23,16 @@ from onnxprune.shapes import Run, Shape
 from onnxprune.weights import PACKED_TYPES, Array, byte_size, external_place, is_external, read
 
 OLDEST_OPSET = 7
-NUMBER_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+DATA_FIELDS = (
+    "raw_data",
+    "external_data",
+    "data_location",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+)
 LARGEST_FILE = 1_900_000_000  # bytes; protobuf cannot write 2 GiB, larger models keep their weights beside the file
 
 
@@ -238,14 +249,19 @@ def save(proto: ModelProto, path: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         file = Path(scratch) / path.name
         if outside:
-            bare = ModelProto()
-            copy_fields(proto, bare, skip=["graph"])
-            copy_fields(proto.graph, bare.graph, skip=["initializer"])
-            write_external(bare, ((t.name, t) for t in tensors), file, folder)
+            write_beside(proto, file, folder)
             os.replace(data_file(file), data_file(path))
         else:
             file.write_bytes(proto.SerializeToString())
         os.replace(file, path)
+
+
+def write_beside(proto: ModelProto, path: Path, folder: Path) -> None:
+    """Write a model with its large weights in a file beside it; see `save`."""
+    bare = ModelProto()
+    copy_fields(proto, bare, skip=["graph"])
+    copy_fields(proto.graph, bare.graph, skip=["initializer"])
+    write_external(bare, ((tensor.name, tensor) for tensor in proto.graph.initializer), path, folder)
 
 
 def data_file(path: Path) -> Path:
@@ -266,31 +282,40 @@ def write_external(
     """
     with data_file(path).open("wb") as file:
         for name, given in tensors:
-            tensor = given if isinstance(given, TensorProto) else numpy_helper.from_array(given)
             entry = proto.graph.initializer.add()
-            if not sizes.is_weight(tensor):
-                entry.CopyFrom(tensor)
-                entry.name = name
-                continue
-            copy_fields(tensor, entry, skip=["name", "raw_data", "external_data", "data_location", *NUMBER_FIELDS])
+            if isinstance(given, TensorProto):
+                large = sizes.is_weight(given)
+                copy_fields(given, entry, skip=DATA_FIELDS if large else [])
+            else:
+                large = given.size > sizes.SMALL
+                if large:
+                    entry.data_type = onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
+                    entry.dims.extend(given.shape)
+                else:
+                    entry.CopyFrom(numpy_helper.from_array(given))
             entry.name = name
+            if not large:
+                continue
             file.write(b"\0" * (-file.tell() % 4096))  # readers map the file, page by page
             offset = file.tell()
-            length = file.write(raw_bytes(tensor, folder))
+            length = file.write(raw_bytes(given, folder))
             entry.data_location = TensorProto.EXTERNAL
             for key, value in (("location", data_file(path).name), ("offset", offset), ("length", length)):
                 entry.external_data.add(key=key, value=str(value))
     path.write_bytes(proto.SerializeToString())
 
 
-def raw_bytes(tensor: TensorProto, folder: Path) -> bytes:
-    """Give the numbers of a tensor as ONNX lays them out in raw data, wherever and however they are stored."""
-    if is_external(tensor) and tensor.data_type not in PACKED_TYPES:
-        return read(tensor, folder).tobytes()
-    if not tensor.HasField("raw_data"):
-        tensor = numpy_helper.from_array(read(tensor, folder))
-    raw: bytes = tensor.raw_data
-    return raw
+def raw_bytes(given: TensorProto | Array, folder: Path) -> bytes | memoryview:
+    """Give numbers as ONNX lays them out in raw data, wherever and however they are stored, copied only if need be."""
+    if isinstance(given, TensorProto):
+        if given.HasField("raw_data"):
+            raw: bytes = given.raw_data
+            return raw
+        given = read(given, folder)
+    if onnx.helper.np_dtype_to_tensor_dtype(given.dtype) in PACKED_TYPES or sys.byteorder != "little":
+        packed: bytes = numpy_helper.from_array(given).raw_data
+        return packed
+    return memoryview(cast(bytes, np.ascontiguousarray(given).reshape(-1).view(np.uint8)))
 
 
 def copy_fields(source: Message, target: Message, skip: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import InputError
-from onnxprune.weights import Array
+from onnxprune.model import write_beside
+from onnxprune.weights import Array, byte_size, is_external
 
+FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+LARGE = 64_000_000  # bytes of weights
 MAX_IR_VERSION = 13  # what onnxruntime 1.31 loads; newer files differ only in the number for the ops it knows
 
 
@@ -47,13 +51,16 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if isinstance(model, Path) and _ir_version(model) > MAX_IR_VERSION:
             model, folder = onnx.load(str(model), load_external_data=False), model.parent
-        if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        source = str(model) if isinstance(model, Path) else _serialized(model)
-        try:
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises types of its own, one a cause
-            raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            try:
+                source = _source(model, Path(scratch), folder)
+                if folder is not None and isinstance(source, bytes):
+                    options.add_session_config_entry(FOLDER_OPTION, str(folder))
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except (OSError, InputError):
+                raise
+            except Exception as error:  # onnxruntime raises types of its own, one a cause
+                raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
@@ -107,12 +114,22 @@ def latencies(
     return [np.asarray(measured) for measured in times]
 
 
-def _serialized(model: onnx.ModelProto) -> bytes:
-    """Serialize with an IR version that onnxruntime takes; the model itself keeps its own."""
+def _source(model: Path | onnx.ModelProto, scratch: Path, folder: Path | None) -> str | bytes:
+    """Give onnxruntime a file, or a model in memory with an IR version that it takes.
+
+    Large models in memory go through a file with their weights beside it, which onnxruntime maps: serialized, they
+    would be held three times over, and past 2 GB not at all.
+    """
+    if isinstance(model, Path):
+        return str(model)
     ir_version = model.ir_version
+    inside = sum(byte_size(tensor) for tensor in model.graph.initializer if not is_external(tensor))
     try:
         model.ir_version = min(ir_version, MAX_IR_VERSION)
-        return bytes(model.SerializeToString())
+        if inside <= LARGE:
+            return bytes(model.SerializeToString())
+        write_beside(model, scratch / "model.onnx", folder or Path())
+        return str(scratch / "model.onnx")
     finally:
         model.ir_version = ir_version
 

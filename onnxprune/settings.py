@@ -18,7 +18,7 @@ class CompressSettings:
         targets: metric (``macs``, ``params``) to a fraction or an absolute value, as text.
         search: name of a search.
         budget: candidates the search may judge.
-        seed: same seed, same plan.
+        seed: same seed, same plan, as long as `align` is fixed.
         criterion: how channels are ranked within a group.
         align: multiple that widths must be; None chooses by measuring.
         keep: patterns of node names to leave alone.
