@@ -24,7 +24,9 @@ from onnxprune.surgery import cut
 
 WORDS = {"macs": "FLOPs (multiply-accumulates)", "params": "parameters"}
 FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at least this part of the share of time
-ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))  # tried in turn while the result lags behind its MACs
+# Tried in turn: the second where the time lags behind the MACs; the third, which may fall well short of the target,
+# only where the result is slower than the original.
+ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))
 WORTH_COARSER = 0.9  # coarser widths are taken where they need at most this share of the time
 
 
@@ -75,9 +77,15 @@ class Attempt:
         """Whether the time saved is well short of the MACs saved."""
         return self.time_share is not None and self.macs_share < FOLLOWS * self.time_share
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether the result takes longer than the original."""
+        return self.time_share is not None and self.time_share > 1
+
     def is_faster_than(self, other: Attempt) -> bool:
-        """Tell whether this is faster by enough to matter."""
-        return bool(self.after and other.after and self.after["median"] < WORTH_COARSER * other.after["median"])
+        """Tell whether this is faster by enough to matter; ratios are compared, each taken within one run."""
+        mine, its = self.time_share, other.time_share
+        return mine is not None and its is not None and mine < WORTH_COARSER * its
 
     def summary(self) -> dict[str, Any]:
         """Describe the attempt for the report."""
@@ -130,7 +138,8 @@ class Attempts:
         """Cut the plan and time the result; go on to coarser widths while it lags, and keep the best."""
         self._cut_and_time(self.best)
         for align in self._ladder[1:]:
-            coarser = self._coarser(align) if self.best.lags else None
+            wanted = self.best.lags if align.rest is not None else self.best.is_slower
+            coarser = self._coarser(align) if wanted else None
             if coarser is None:
                 continue
             self._cut_and_time(coarser)

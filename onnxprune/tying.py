@@ -170,7 +170,7 @@ def constant_tensors(model: Model) -> frozenset[str]:
 def _stored_nodes(model: Model) -> frozenset[int]:
     """Find the Constant nodes: what they hold counts as stored, like an initializer."""
     nodes = enumerate(model.graph.nodes)
-    return frozenset(i for i, node in nodes if not node.inputs and node.outputs[0].name in model.stored)
+    return frozenset(i for i, node in nodes if not node.inputs and any(t.name in model.stored for t in node.outputs))
 
 
 def _aliases(model: Model) -> Aliases:

@@ -27,6 +27,7 @@ from onnxprune.plan import Plan, kept_atoms
 from onnxprune.weights import Array
 
 LEVELS = ("none", "fast", "full")
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest output; the second where weights have half precision
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 BOUNDED = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
@@ -102,20 +103,33 @@ def _check_outputs(channels: Channels, plan: Plan, cut: ModelProto, level: str) 
         bounds = [{name: (batch, *shape[1:]) for name, shape in model.bound.items()} for batch in batches]
     seeds = range(3 if level == "full" else 1)
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for bound in bounds for seed in seeds]
-    worst = 0.0
-    for optimize in (True, False) if level == "full" else (True,):
-        expected = _reference(channels, plan, feeds, optimize)
-        if not any(np.size(value) for answer in expected for value in answer):
-            return "NOT compared: the original answers random inputs with nothing"
-        answers = _answers(channels, cut, feeds, optimize)
-        for wanted, got in zip(expected, answers, strict=True):
-            worst = max(worst, compare(wanted, got, _bounded(channels)))
-    tolerance = 1e-2 if any(t.data_type in HALF_TYPES for t in model.stored.values()) else 1e-4
-    if not worst <= tolerance:
+    tolerance = HALF_TOLERANCE if any(t.data_type in HALF_TYPES for t in model.stored.values()) else TOLERANCE
+    optimized = _difference(channels, plan, cut, feeds, optimize=True)
+    if optimized is None:
+        return "NOT compared: the original answers random inputs with nothing"
+    worst = optimized
+    if level == "full" or tolerance < optimized <= HALF_TOLERANCE:
+        # Kernels of optimised graphs sum in another order, which some nets magnify; as written, both must agree.
+        worst = _difference(channels, plan, cut, feeds, optimize=False) or 0.0
+    if not (worst <= tolerance and optimized <= HALF_TOLERANCE):
+        worst = max(worst, optimized)
         raise VerifyError(
             f"the cut model differs from the original with the same slices zeroed by {worst:.1e} of the largest output"
         )
-    return f"equal to the zeroed original within {worst:.1e} of the largest output"
+    noise = f" ({optimized:.1e} with onnxruntime's optimisations)" if optimized > tolerance else ""
+    return f"equal to the zeroed original within {worst:.1e} of the largest output{noise}"
+
+
+def _difference(
+    channels: Channels, plan: Plan, cut: ModelProto, feeds: list[dict[str, Array]], optimize: bool
+) -> float | None:
+    """Give the largest difference to the zeroed original (None: it answers with nothing)."""
+    expected = _reference(channels, plan, feeds, optimize)
+    if not any(np.size(value) for answer in expected for value in answer):
+        return None
+    answers = _answers(channels, cut, feeds, optimize)
+    pairs = zip(expected, answers, strict=True)
+    return max(compare(wanted, got, _bounded(channels)) for wanted, got in pairs)
 
 
 def _answers(channels: Channels, cut: ModelProto, feeds: list[dict[str, Array]], optimize: bool) -> list[list[Any]]:
