@@ -187,6 +187,7 @@ def _report(path: Path, out: Path | None, attempt: Attempt, settings: CompressSe
         before=_measured(problem.original, attempt.before),
         after=_measured(after, attempt.after),
         target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
+        score=problem.score(attempt.plan),
         groups=[
             {"name": g.name, "width": g.width, "kept": int(count), "step": int(step)}
             for g, count, step in zip(channels.groups, attempt.plan.counts, problem.steps, strict=True)

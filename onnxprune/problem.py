@@ -243,9 +243,14 @@ class Problem:
         return Plan(tuple(np.sort(positions) for positions in best))
 
     def score(self, plan: Plan) -> float:
-        """Judge a plan without data: the share of all importance that it keeps."""
-        kept = sum(float(worth[at].sum()) for worth, at in zip(self.importance, plan.kept, strict=True))
-        return kept / max(sum(float(worth.sum()) for worth in self.importance), 1e-30)
+        """Judge a plan without data: the share of all importance that it keeps.
+
+        A channel counts once for every axis it is part of, so that one that runs through a whole residual stream weighs
+        more than one inside a block.
+        """
+        parts = [len(group.axes) for group in self.channels.groups]
+        kept = sum(n * float(w[at].sum()) for n, w, at in zip(parts, self.importance, plan.kept, strict=True))
+        return kept / max(sum(n * float(w.sum()) for n, w in zip(parts, self.importance, strict=True)), 1e-30)
 
 
 def step_of(group: Group, align: Align) -> int:

@@ -48,6 +48,7 @@ class Report:
         before: the original.
         after: the result.
         target: per metric what was asked, the limit, and the value reached.
+        score: how the search judged the plan.
         groups: per group its name, width, channels kept and step.
         frozen: what stays and why, with its share of the MACs.
         stages: accuracy after each stage.
@@ -64,6 +65,7 @@ class Report:
     before: Measured
     after: Measured
     target: dict[str, dict[str, Any]]
+    score: float
     groups: list[dict[str, Any]]
     frozen: list[dict[str, Any]]
     stages: list[dict[str, Any]] = field(default_factory=list)

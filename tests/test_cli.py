@@ -660,6 +660,8 @@ def test_ctrl_c_ends_a_long_search_within_seconds_and_leaves_nothing(folder: Pat
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A test run in the background is started with the signal ignored, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert [process.stderr.readline() for _ in range(2)] == ["load ...\n", "search ...\n"]

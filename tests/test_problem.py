@@ -355,3 +355,20 @@ def test_reasons_name_the_node_that_holds_a_part() -> None:
 
 def test_the_slack_left_open_is_finer_than_what_is_promised() -> None:
     assert SLACK < 0.01
+
+
+def test_in_the_score_a_channel_counts_once_for_every_axis_it_is_part_of() -> None:
+    base = problem_of("residual")
+    parts = [len(group.axes) for group in base.channels.groups]
+    stream, inner = int(np.argmax(parts)), int(np.argmin(parts))
+    assert parts[stream] > parts[inner]
+    problem = Problem(base.channels, base.costs, [], [np.ones(width) for width in base.widths])
+
+    def without_one(group: int) -> float:
+        counts = base.widths.copy()
+        counts[group] -= 1
+        return problem.score(problem.plan(counts))
+
+    total = sum(n * int(width) for n, width in zip(parts, base.widths, strict=True))
+    assert without_one(stream) == pytest.approx(1 - parts[stream] / total)
+    assert without_one(inner) == pytest.approx(1 - parts[inner] / total)
