@@ -102,7 +102,7 @@ def compress(
 
 def _show(report: Report, out: Path) -> None:
     console = display.console()
-    console.print(report.headline, markup=False)
+    console.print(report.headline)
     groups = display.table("Groups", "group", " width", " kept", " step")
     for group in report.groups:
         groups.add_row(group["name"], str(group["width"]), str(group["kept"]), str(group["step"]))
@@ -123,9 +123,7 @@ def _show(report: Report, out: Path) -> None:
         if "agreement" in stage:
             console.print(f"agrees with the original on {stage['agreement']:.2%} of {stage['samples']} samples")
     for name, check in report.checks.items():
-        console.print(f"{name}: {check}", markup=False)
+        console.print(f"{name}: {check}")
     for note in report.notes:
-        console.print(f"Note: {note}", markup=False)
-    console.print(
-        "dry run: nothing written" if report.output is None else f"wrote {out}, its plan and its report", markup=False
-    )
+        console.print(f"Note: {note}")
+    console.print("dry run: nothing written" if report.output is None else f"wrote {out}, its plan and its report")

@@ -33,10 +33,8 @@ def inspect(model: Path, shapes: tuple[str, ...], keep: tuple[str, ...], json_fi
 def _show(found: Inspection) -> None:
     console = display.console()
     inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs.items())
-    console.print(f"{found.model}: {inputs}", markup=False)
-    console.print(
-        f"{found.prunable:.1%} of the multiply-accumulates are in nodes whose channels can shrink", markup=False
-    )
+    console.print(f"{found.model}: {inputs}")
+    console.print(f"{found.prunable:.1%} of the multiply-accumulates are in nodes whose channels can shrink")
     costs = display.table("Cost", "metric", " now", " lowest reachable", " share")
     for name, value in found.costs.items():
         lowest = found.lowest[name]
@@ -55,6 +53,6 @@ def _show(found: Inspection) -> None:
     if found.frozen:
         console.print(frozen)
     if found.uncounted:
-        console.print(f"Not counted, and left alone: {', '.join(found.uncounted)}", markup=False)
+        console.print(f"Not counted, and left alone: {', '.join(found.uncounted)}")
     for note in found.notes:
-        console.print(f"Note: {note}", markup=False)
+        console.print(f"Note: {note}")

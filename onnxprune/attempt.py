@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,7 +103,6 @@ class Attempts:
     """All attempts at one model: finer widths first, coarser ones while the time lags behind the MACs.
 
     Args:
-        path: the model file.
         channels: what can be cut from it.
         costs: what plans cost.
         settings: what was asked for.
@@ -115,10 +113,7 @@ class Attempts:
         TargetError: a target cannot be reached.
     """
 
-    def __init__(
-        self, path: Path, channels: Channels, costs: Costs, settings: CompressSettings, progress: Progress
-    ) -> None:
-        self._path = path
+    def __init__(self, channels: Channels, costs: Costs, settings: CompressSettings, progress: Progress) -> None:
         self._channels = channels
         self._costs = costs
         self._settings = settings

@@ -1,10 +1,8 @@
-"""Files beside the model: JSON in and out, never half-written."""
+"""JSON files, in and out."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +22,5 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that no reader ever sees half of it."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as f:
-        try:
-            json.dump(content, f, ensure_ascii=False)
-            f.write("\n")
-            f.close()
-            os.chmod(f.name, 0o666 & ~_umask())
-            os.replace(f.name, path)
-        except BaseException:
-            Path(f.name).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    """Read the permissions that new files lose; temporary files start without any for others."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Write a JSON file; `outputs` writes it aside first, so that no reader sees half of it."""
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

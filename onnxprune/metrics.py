@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from onnxprune.channels import Channels
-from onnxprune.ops import FREE_OF_MACS, RULES, rule_for
+from onnxprune.ops import FREE_OF_MACS, rule_for
 from onnxprune.ops.rule import Axes, Factor, Key
 from onnxprune.shapes import is_default_domain, is_weight, numbers
 from onnxprune.weights import byte_size, item_size
@@ -44,8 +44,7 @@ class Sum:
     """A sum of products of axis sizes.
 
     Args:
-        variable: column of each axis id among the sizes that change, -1 for axes that never do.
-        channels: gives the fixed sizes.
+        table: tells the axes that can change from those that never do.
         terms: products, each a coefficient and the axes to multiply.
     """
 
@@ -182,7 +181,7 @@ class Costs:
 
     def _macs(self, index: int) -> list[list[Factor]]:
         node = self.channels.model.graph.nodes[index]
-        rule = RULES.get(node.op) if is_default_domain(node.domain) else None
+        rule = rule_for(node)
         if rule is None or index in self.channels.model.size_nodes:
             return []
         view = self.channels.view(index)

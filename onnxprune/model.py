@@ -87,6 +87,10 @@ class Model:
         declared = [sizes.declared_shape(value) for value in sizes.real_inputs(self.proto.graph)]
         return bool(declared) and all(shape and not isinstance(shape[0], int) for shape in declared)
 
+    def fixed_batch(self, name: str) -> int | None:
+        """Give the batch size that an input is fixed to (None: it is free)."""
+        return None if self.has_free_batch else self.bound[name][0]
+
 
 def load(path: Path, run: Run, asked: Mapping[str, Sequence[int]] | None = None) -> Model:
     """Read a model file and find the sizes of its tensors.

@@ -71,7 +71,7 @@ def compress(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
     with clock.stage("search"):
-        attempts = Attempts(path, channels, costs, settings, progress)
+        attempts = Attempts(channels, costs, settings, progress)
     if dry_run:
         return _report(path, None, attempts.best, settings, clock)
     with clock.stage("cut and time"):
@@ -154,7 +154,7 @@ def evaluate(
     return evaluate_model(
         runtime.Session(path),
         samples,
-        batch=None if model.has_free_batch else model.bound[samples.name][0],
+        batch=model.fixed_batch(samples.name),
         label_offset=label_offset,
         reference=runtime.Session(reference) if reference is not None else None,
         progress=(progress or Quiet()).step,
@@ -164,7 +164,7 @@ def evaluate(
 def _judge(path: Path, attempt: Attempt, samples: Data, label_offset: int, report: Report, progress: Progress) -> None:
     """Evaluate the original and the cut model on the user's samples."""
     model = attempt.channels.model
-    batch = None if model.has_free_batch else model.bound[samples.name][0]
+    batch = model.fixed_batch(samples.name)
     original = runtime.Session(path)
     smaller = runtime.Session(attempt.result, folder=model.folder)
     if samples.y is None:
@@ -218,6 +218,6 @@ def _headline(attempt: Attempt, name: str) -> str:
     kept = f"{name}: {attempt.macs_share:.1%} of the FLOPs kept"
     if attempt.time_share is None:
         return kept
-    if attempt.time_share > 1:
+    if attempt.is_slower:
         return f"SLOWER than the original ({1 / attempt.time_share:.2f}x), at any alignment tried. {kept}"
     return f"{kept}, {1 / attempt.time_share:.2f}x faster"

@@ -61,8 +61,6 @@ class Session:
                 raise
             except Exception as error:  # onnxruntime raises types of its own, one a cause
                 raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
-        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
-        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run once; returns the outputs in the model's order, or those asked for.
@@ -75,13 +73,6 @@ class Session:
         except Exception as error:
             raise InputError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
         return result
-
-
-def version() -> str:
-    """Give the version of onnxruntime."""
-    import onnxruntime as ort
-
-    return str(ort.__version__)
 
 
 def evaluate(model: onnx.ModelProto, inputs: Mapping[str, Array], folder: Path | None = None) -> list[Any]:
