@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     help="Make widths a multiple of this. Default: 8, at most an eighth of a group's width, or 16 where faster.",
 )
 @display.keep_option
-@click.option("--min-keep", default=1, show_default=True, type=click.IntRange(1), help="Channels every group keeps.")
+@display.approximate_option
+@display.slots_option
+@click.option(
+    "--min-keep",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Channels every group keeps; 0 lets whole residual branches go.",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="An .npz with x (and y): accuracy before and after.")
 @display.preprocess_option
 @display.label_offset_option
@@ -51,6 +59,8 @@ def compress(
     criterion: str,
     align: int | None,
     keep: tuple[str, ...],
+    approximate: bool,
+    slots: bool,
     min_keep: int,
     data: Path | None,
     preprocess: str,
@@ -76,6 +86,8 @@ def compress(
         align=align,
         keep=keep,
         min_keep=min_keep,
+        approximate=approximate,
+        slots=slots,
         verify=verify,
         shapes=display.parse_shapes(shapes),
     )
@@ -105,7 +117,7 @@ def _show(report: Report, out: Path) -> None:
     console.print(report.headline)
     groups = display.table("Groups", "group", " width", " kept", " step")
     for group in report.groups:
-        groups.add_row(group["name"], str(group["width"]), str(group["kept"]), str(group["step"]))
+        groups.add_row(display.group_name(group), str(group["width"]), str(group["kept"]), str(group["step"]))
     console.print(groups)
     result = display.table("Result", "metric", " before", " after", " share")
     before, after = report.before, report.after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +38,16 @@ def _check_json(ctx: click.Context, option: click.Parameter, file: Path | None) 
 
 keep_option = click.option(
     "--keep", multiple=True, metavar="PATTERN", help="Leave the nodes of this name alone (* and ? match); repeatable."
+)
+approximate_option = click.option(
+    "--approximate",
+    is_flag=True,
+    help="Let axes shrink that normalisations average over (LayerNorm); the rest of the network then sees other means.",
+)
+slots_option = click.option(
+    "--slots",
+    is_flag=True,
+    help="Cut the inside of convolution groups and attention heads, instead of whole groups and heads.",
 )
 json_option = click.option(
     "--json",
@@ -159,3 +169,8 @@ def count(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.4g}{unit}"
     return f"{number:.0f}"
+
+
+def group_name(group: Mapping[str, Any]) -> str:
+    """Name a group, and say where cutting it is only approximate."""
+    return f"{group['name']} (approximate)" if group["approximate"] else str(group["name"])

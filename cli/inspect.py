@@ -18,13 +18,24 @@ if TYPE_CHECKING:
 @display.model_argument
 @display.shape_option
 @display.keep_option
+@display.approximate_option
+@display.slots_option
 @display.json_option
 @display.quiet_option
-def inspect(model: Path, shapes: tuple[str, ...], keep: tuple[str, ...], json_file: Path | None, quiet: bool) -> None:
+def inspect(
+    model: Path,
+    shapes: tuple[str, ...],
+    keep: tuple[str, ...],
+    approximate: bool,
+    slots: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
     """Show what can be pruned in MODEL, what is frozen and why, and how small it can get; changes nothing."""
     from onnxprune import inspection
 
-    found = inspection.inspect(model, keep=keep, shapes=display.parse_shapes(shapes))
+    sizes = display.parse_shapes(shapes)
+    found = inspection.inspect(model, keep=keep, shapes=sizes, approximate=approximate, slots=slots)
     display.write_result(json_file, {"format": "onnxprune.inspect/1", **asdict(found)})
     if not quiet:
         _show(found)
@@ -42,7 +53,7 @@ def _show(found: Inspection) -> None:
     console.print(costs)
     groups = display.table("Groups: channels that can go, together wherever they are tied", "group", " width", " step")
     for group in found.groups:
-        groups.add_row(group["name"], str(group["width"]), str(group["step"]))
+        groups.add_row(display.group_name(group), str(group["width"]), str(group["step"]))
     console.print(groups if found.groups else "No channel can be pruned.")
     frozen = display.table(
         "Frozen: output channels that stay", "node", "op", " share of MACs", "inputs shrink", "reason"

@@ -21,7 +21,8 @@ def text() -> str:
     rows = []
     for family in FAMILIES:
         first = (family.__doc__ or "").strip().splitlines()[0]
-        rows.append(f"| {', '.join(sorted(family.ops))} | {first} | {family.why} |")
+        names = sorted(f"{family.domain}.{op}".lstrip(".") for op in family.ops)
+        rows.append(f"| {', '.join(names)} | {first} | {family.why} |")
     return HEAD + "\n".join(rows) + "\n"
 
 

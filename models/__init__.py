@@ -29,12 +29,13 @@ class ZooEntry:
     Attributes:
         name: What the user calls it.
         input_shape: Channels, height and width of one image.
-        classes: Number of logits.
+        classes: Number of classes.
         params: Learned values; running statistics do not count.
-        macs: Multiply-accumulates of the convolutions and dense layers for one image.
+        macs: Multiply-accumulates of the convolutions and matrix products for one image.
         file: The module of this folder that defines the network.
         options: What to hand to that module's ``network`` beside the input shape and the classes.
         description: Where the network comes from, in one line.
+        outputs: What the network computes: logits, and boxes where it finds objects.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ZooEntry:
     file: str
     options: Mapping[str, object] = field(hash=False)
     description: str
+    outputs: tuple[str, ...] = ("logits",)
 
 
 _IMAGENET = ((3, 224, 224), 1000)
@@ -53,6 +55,14 @@ _RESNET = "He et al. 2015, Deep Residual Learning for Image Recognition"
 _VGG = "Simonyan and Zisserman 2014, Very Deep Convolutional Networks for Large-Scale Image Recognition"
 _MOBILENET_V1 = "Howard et al. 2017, MobileNets: Efficient CNNs for Mobile Vision Applications"
 _MOBILENET_V2 = "Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks"
+_SHUF1 = "Zhang et al. 2017, ShuffleNet: An Extremely Efficient CNN for Mobile Devices"
+_SHUF2 = "Ma et al. 2018, ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design"
+_DENSENET = "Huang et al. 2016, Densely Connected Convolutional Networks"
+_SQUEEZENET = "Iandola et al. 2016, SqueezeNet: AlexNet-level accuracy with 50x fewer parameters; version 1.1"
+_EFFICIENTNET = "Tan and Le 2019, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"
+_VIT = "Dosovitskiy et al. 2020, An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale"
+_SSD = "Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks, section 6.2"
+_UNET = "Ronneberger et al. 2015, U-Net: Convolutional Networks for Biomedical Image Segmentation; a quarter as wide"
 
 _ZOO = {
     entry.name: entry
@@ -76,6 +86,28 @@ _ZOO = {
         ZooEntry("cifar_resnet44", *_CIFAR, 658_586, 97_174_144, "cifar_resnet", {"depth": 44}, _RESNET),
         ZooEntry("cifar_resnet56", *_CIFAR, 853_018, 125_485_696, "cifar_resnet", {"depth": 56}, _RESNET),
         ZooEntry("cifar_resnet110", *_CIFAR, 1_727_962, 252_887_680, "cifar_resnet", {"depth": 110}, _RESNET),
+        ZooEntry("shufflenet_v1_g1", *_IMAGENET, 1_531_936, 143_078_976, "shufflenet_v1", {"groups": 1}, _SHUF1),
+        ZooEntry("shufflenet_v1_g2", *_IMAGENET, 1_733_848, 140_836_512, "shufflenet_v1", {"groups": 2}, _SHUF1),
+        ZooEntry("shufflenet_v1_g3", *_IMAGENET, 1_865_728, 137_460_672, "shufflenet_v1", {"groups": 3}, _SHUF1),
+        ZooEntry("shufflenet_v1_g4", *_IMAGENET, 1_968_344, 134_339_776, "shufflenet_v1", {"groups": 4}, _SHUF1),
+        ZooEntry("shufflenet_v1_g8", *_IMAGENET, 2_434_768, 138_365_952, "shufflenet_v1", {"groups": 8}, _SHUF1),
+        ZooEntry("shufflenet_v2_x0_5", *_IMAGENET, 1_366_792, 40_476_448, "shufflenet_v2", {"width": 0.5}, _SHUF2),
+        ZooEntry("shufflenet_v2_x1_0", *_IMAGENET, 2_278_604, 144_907_992, "shufflenet_v2", {"width": 1.0}, _SHUF2),
+        ZooEntry("shufflenet_v2_x1_5", *_IMAGENET, 3_503_624, 295_759_392, "shufflenet_v2", {"width": 1.5}, _SHUF2),
+        ZooEntry("shufflenet_v2_x2_0", *_IMAGENET, 7_393_996, 583_253_464, "shufflenet_v2", {"width": 2.0}, _SHUF2),
+        ZooEntry("densenet121", *_IMAGENET, 7_978_856, 2_834_161_664, "densenet", {"depth": 121}, _DENSENET),
+        ZooEntry("squeezenet1_1", *_IMAGENET, 1_235_496, 349_151_936, "squeezenet", {}, _SQUEEZENET),
+        ZooEntry("efficientnet_b0", *_IMAGENET, 5_288_548, 385_814_752, "efficientnet", {}, _EFFICIENTNET),
+        ZooEntry("vit_tiny", *_IMAGENET, 5_717_416, 1_253_683_200, "vit", {}, _VIT),
+        ZooEntry("unet", (3, 128, 128), 2, 1_942_594, 758_382_592, "unet", {"width": 16}, _UNET),
+        ZooEntry("ssdlite", (3, 320, 320), 81, 4_328_693, 788_830_144, "ssdlite", {}, _SSD, ("logits", "boxes")),
+        ZooEntry("shufflenet_v1_g3_cifar", *_CIFAR, 914_338, 42_590_592, "shufflenet_v1", {"groups": 3}, _SHUF1),
+        ZooEntry("shufflenet_v2_x0_5_cifar", *_CIFAR, 352_042, 10_902_016, "shufflenet_v2", {"width": 0.5}, _SHUF2),
+        ZooEntry("shufflenet_v2_x1_0_cifar", *_CIFAR, 1_263_854, 45_002_112, "shufflenet_v2", {"width": 1.0}, _SHUF2),
+        ZooEntry("shufflenet_v2_x1_5_cifar", *_CIFAR, 2_488_874, 94_259_712, "shufflenet_v2", {"width": 1.5}, _SHUF2),
+        ZooEntry("shufflenet_v2_x2_0_cifar", *_CIFAR, 5_365_486, 187_811_200, "shufflenet_v2", {"width": 2.0}, _SHUF2),
+        ZooEntry("densenet40_cifar", *_CIFAR, 176_122, 72_365_352, "densenet", {"depth": 40}, _DENSENET),
+        ZooEntry("vit_tiny_cifar", *_CIFAR, 2_693_578, 182_849_664, "vit", {}, _VIT),
     )
 }
 
@@ -110,7 +142,7 @@ def export(
     weights: Path | str | None = None,
     batch: int | None = None,
 ) -> None:
-    """Write a network as an ONNX file with the input ``image`` and the output ``logits``.
+    """Write a network as an ONNX file with the input ``image`` and the outputs that its entry names.
 
     Args:
         name: A name from `names`.
@@ -122,10 +154,10 @@ def export(
     """
     from .exporter import check_request, load_weights, write_onnx
 
-    shape = describe(name).input_shape
+    entry = describe(name)
     check_request(Path(path), exporter, batch)
     net = build(name, seed) if weights is None else load_weights(blueprint(name), Path(weights))
-    write_onnx(net, shape, Path(path), exporter=exporter, batch=batch)
+    write_onnx(net, entry.input_shape, Path(path), exporter=exporter, batch=batch, outputs=entry.outputs)
 
 
 def blueprint(name: str) -> nn.Module:

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -43,8 +43,9 @@ def write_onnx(
     *,
     exporter: str = "torchscript",
     batch: int | None = None,
+    outputs: Sequence[str] = ("logits",),
 ) -> None:
-    """Write a network with the input ``image`` and the output ``logits``; the file appears whole or not at all.
+    """Write a network with the input ``image``; the file appears whole or not at all.
 
     Args:
         net: The network; it is exported as it is, so put it in eval mode first.
@@ -52,6 +53,7 @@ def write_onnx(
         path: The file to write; an existing one is replaced.
         exporter: One of `EXPORTERS`.
         batch: Fixes the batch size; left out, it stays dynamic.
+        outputs: The names of the outputs, in the network's order.
     """
     check_request(path, exporter, batch)
     # A file beyond the limit of protobuf comes with its weights beside it, under names the model refers to. A folder of
@@ -62,15 +64,15 @@ def write_onnx(
         example = torch.zeros(batch or 2, *input_shape)
         with _quiet(), torch.no_grad():
             if exporter == "dynamo":
-                _export_dynamo(net, example, draft, dynamic=batch is None)
+                _export_dynamo(net, example, draft, outputs, dynamic=batch is None)
             else:
-                _export_torchscript(net, example, draft, dynamic=batch is None)
+                _export_torchscript(net, example, draft, outputs, dynamic=batch is None)
         beside = [file for file in Path(folder).iterdir() if file != draft]
         for file in (*beside, draft):
             os.replace(file, path.parent / file.name)
 
 
-def _export_torchscript(net: nn.Module, example: Tensor, path: Path, *, dynamic: bool) -> None:
+def _export_torchscript(net: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], *, dynamic: bool) -> None:
     torch.onnx.export(
         net,
         (example,),
@@ -78,12 +80,12 @@ def _export_torchscript(net: nn.Module, example: Tensor, path: Path, *, dynamic:
         dynamo=False,
         opset_version=_TORCHSCRIPT_OPSET,
         input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}} if dynamic else None,
+        output_names=list(outputs),
+        dynamic_axes={name: {0: "batch"} for name in ("image", *outputs)} if dynamic else None,
     )
 
 
-def _export_dynamo(net: nn.Module, example: Tensor, path: Path, *, dynamic: bool) -> None:
+def _export_dynamo(net: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], *, dynamic: bool) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     torch.onnx.export(
         net,
@@ -93,7 +95,7 @@ def _export_dynamo(net: nn.Module, example: Tensor, path: Path, *, dynamic: bool
         external_data=size > _INLINE_BYTES,
         verbose=False,
         input_names=["image"],
-        output_names=["logits"],
+        output_names=list(outputs),
         dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
     )
 

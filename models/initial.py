@@ -7,10 +7,13 @@ a sane size through the deepest network, so a wrong channel changes the logits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
 _BIAS_STD = 0.1
+_TOKEN_STD = 0.5
 
 
 def initialize(net: nn.Module, input_shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -19,7 +22,8 @@ def initialize(net: nn.Module, input_shape: tuple[int, int, int], seed: int) -> 
     The draws come from a generator of their own: the global random state is neither read nor moved.
 
     Args:
-        net: A network made of convolutions, BatchNorms and dense layers; it may lie on the meta device.
+        net: A network made of convolutions, dense layers, BatchNorms, LayerNorms and parameters that stand for
+            activations; it may lie on the meta device.
         input_shape: Channels, height and width of one image.
         seed: The same seed gives the same weights, bit for bit.
     """
@@ -28,16 +32,29 @@ def initialize(net: nn.Module, input_shape: tuple[int, int, int], seed: int) -> 
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-                if module.bias is not None:
-                    module.bias.normal_(std=_BIAS_STD, generator=generator)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(std=_BIAS_STD, generator=generator)
+            _draw(module, generator)
         if norms:
             _measure_statistics(net, norms, input_shape, generator)
     return net
+
+
+def _draw(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill a module's own parameters."""
+    if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
+        if isinstance(module, nn.ConvTranspose2d):
+            # The places of the kernel are shared out over as many output pixels as its strides make of one input pixel.
+            inputs = module.weight[:, 0].numel() / module.groups / math.prod(module.stride)
+            module.weight.normal_(std=math.sqrt(2 / inputs), generator=generator)
+        else:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        if module.bias is not None:
+            module.bias.normal_(std=_BIAS_STD, generator=generator)
+    elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+        module.weight.uniform_(0.5, 1.5, generator=generator)
+        module.bias.normal_(std=_BIAS_STD, generator=generator)
+    else:
+        for parameter in module.parameters(recurse=False):  # class tokens, positions
+            parameter.normal_(std=_TOKEN_STD, generator=generator)
 
 
 def _measure_statistics(

@@ -9,6 +9,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from .layers import unit
+
 # Width and stride of each depthwise-separable block.
 _V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 # Expansion, width, blocks and first stride of each stage.
@@ -25,8 +27,8 @@ class InvertedResidual(nn.Module):
         hidden = channels * expansion
         layers: list[nn.Module] = []
         if expansion > 1:
-            layers.append(_unit(channels, hidden, 1, act=nn.ReLU6))
-        layers.append(_unit(hidden, hidden, 3, stride, groups=hidden, act=nn.ReLU6))
+            layers.append(unit(channels, hidden, 1, act=nn.ReLU6))
+        layers.append(unit(hidden, hidden, 3, stride, groups=hidden, act=nn.ReLU6))
         layers += [nn.Conv2d(hidden, width, 1, bias=False), nn.BatchNorm2d(width)]
         self.conv = nn.Sequential(*layers)
         self.joined = stride == 1 and channels == width
@@ -40,7 +42,7 @@ class InvertedResidual(nn.Module):
 def network(input_shape: tuple[int, int, int], classes: int, *, version: int) -> nn.Module:
     """Build MobileNet-v1 or -v2."""
     small = input_shape[-1] <= 64
-    features, channels = {1: _v1, 2: _v2}[version](input_shape[0], small)
+    features, channels = {1: _v1, 2: v2_features}[version](input_shape[0], small)
     classifier: nn.Module = nn.Linear(channels, classes)
     if version == 2:
         classifier = nn.Sequential(nn.Dropout(0.2), classifier)
@@ -51,37 +53,23 @@ def network(input_shape: tuple[int, int, int], classes: int, *, version: int) ->
 
 def _v1(channels: int, small: bool) -> tuple[nn.Sequential, int]:
     """Lay out the convolutions; a small image keeps its size through the stem."""
-    layers = [_unit(channels, _STEM, 3, stride=1 if small else 2)]
+    layers = [unit(channels, _STEM, 3, stride=1 if small else 2)]
     channels = _STEM
     for width, stride in _V1:
-        layers.append(_unit(channels, channels, 3, stride, groups=channels))
-        layers.append(_unit(channels, width, 1))
+        layers.append(unit(channels, channels, 3, stride, groups=channels))
+        layers.append(unit(channels, width, 1))
         channels = width
     return nn.Sequential(*layers), channels
 
 
-def _v2(channels: int, small: bool) -> tuple[nn.Sequential, int]:
+def v2_features(channels: int, small: bool) -> tuple[nn.Sequential, int]:
     """Lay out the convolutions; a small image keeps its size through the stem and the second stage."""
-    layers: list[nn.Module] = [_unit(channels, _STEM, 3, stride=1 if small else 2, act=nn.ReLU6)]
+    layers: list[nn.Module] = [unit(channels, _STEM, 3, stride=1 if small else 2, act=nn.ReLU6)]
     channels = _STEM
     for stage, (expansion, width, blocks, first) in enumerate(_V2):
         for index in range(blocks):
             stride = first if index == 0 and not (small and stage == 1) else 1
             layers.append(InvertedResidual(channels, width, stride, expansion))
             channels = width
-    layers.append(_unit(channels, _V2_LAST, 1, act=nn.ReLU6))
+    layers.append(unit(channels, _V2_LAST, 1, act=nn.ReLU6))
     return nn.Sequential(*layers), _V2_LAST
-
-
-def _unit(
-    channels: int,
-    width: int,
-    kernel: int,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    act: type[nn.ReLU] | type[nn.ReLU6] = nn.ReLU,
-) -> nn.Sequential:
-    """Chain a convolution, a BatchNorm and an activation."""
-    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width), act())

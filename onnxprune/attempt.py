@@ -13,6 +13,7 @@ from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
 from onnxprune.criteria import importance
 from onnxprune.errors import InputError, TargetError
+from onnxprune.lossless import Lossless
 from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
 from onnxprune.problem import FINE, Align, Problem, parse_target
@@ -103,7 +104,7 @@ class Attempts:
     """All attempts at one model: finer widths first, coarser ones while the time lags behind the MACs.
 
     Args:
-        channels: what can be cut from it.
+        lossless: what can be cut from it, and what of that goes at no cost.
         costs: what plans cost.
         settings: what was asked for.
         progress: told what is going on.
@@ -113,12 +114,14 @@ class Attempts:
         TargetError: a target cannot be reached.
     """
 
-    def __init__(self, channels: Channels, costs: Costs, settings: CompressSettings, progress: Progress) -> None:
-        self._channels = channels
+    def __init__(self, lossless: Lossless, costs: Costs, settings: CompressSettings, progress: Progress) -> None:
+        self._lossless = lossless
+        self._channels = channels = lossless.channels
         self._costs = costs
         self._settings = settings
         self._progress = progress
-        original = costs.of([group.width for group in channels.groups])
+        before = costs if lossless.original is channels else Costs(lossless.original)
+        original = before.of([group.width for group in channels.groups])
         self.targets = [parse_target(name, text, float(original[name][0])) for name, text in settings.targets.items()]
         for target in self.targets:
             total = float(original[target.metric][0])
@@ -144,7 +147,8 @@ class Attempts:
             loser.cut = None  # only its numbers are still needed
 
     def _search(self, align: Align) -> Attempt:
-        problem = Problem(self._channels, self._costs, self.targets, self._worth, align, self._settings.min_keep)
+        asked = self._settings
+        problem = Problem(self._channels, self._costs, self.targets, self._worth, align, asked.min_keep, self._lossless)
         problem.check_reachable()
         settings = search.SearchSettings(self._settings.budget, self._settings.seed)
         plan = search.find(self._settings.search)(problem, settings, self._progress.step)
@@ -164,7 +168,7 @@ class Attempts:
         attempt.cut = cut(attempt.channels, attempt.plan, runtime.evaluate)
         if self._settings.verify == "none":
             return
-        model = self._channels.model
+        model = self._lossless.original.model
         feed = sizes.example_inputs(model.proto.graph, model.bound)
         try:
             original = runtime.Session(model.proto, folder=model.folder, threads=1)

@@ -8,21 +8,26 @@ often form a group, the one thing a search decides on.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from onnxprune.balancing import bundle
+from onnxprune.components import Components
 from onnxprune.errors import InputError
 from onnxprune.model import Model
-from onnxprune.ops.rule import Atoms, Axes, Key, Mask, View
+from onnxprune.ops.conv import has_slots
+from onnxprune.ops.rule import Atoms, Axes, Balance, Key, View
+from onnxprune.ops.shuffle import Shuffle
+from onnxprune.regrouping import choose_carriers
 from onnxprune.tying import Aliases, Reason, Tying, captured, view_of
 
 FROZEN = -1
+FEW_GROUPS = 4  # of fewer whole groups there is no choice to speak of: the inside of each is cut
+LONELY = "all its channels are tied into one"
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class Group:
         channels: ids of its channels, in the order of their first atom.
         axes: ids of the axes its channels touch.
         multiplicity: how many atoms of each of these axes one channel owns.
+        is_approximate: whether something averages over these channels, so that a cut is not exact.
     """
 
     name: str
     channels: npt.NDArray[np.int64]
     axes: npt.NDArray[np.int64]
     multiplicity: npt.NDArray[np.int64]
+    is_approximate: bool = False
 
     @property
     def width(self) -> int:
@@ -55,7 +62,10 @@ class Channels:
         model: the model this was found in.
         axes: the atoms of every tensor, by key.
         aliases: which tensors are stored ones under another name.
+        shuffles: chains of nodes that permute an axis, by their last node.
         readers: for each small shared parameter, the inputs that got a copy of their own.
+        slots: weights whose second axis means other channels in every group of rows, and what these are.
+        averaged: per node, the atoms that it averages over and that may go all the same.
         channel_of: channel id of each atom, `FROZEN` where it must stay.
         axis_of: axis id of each atom; axis ids count up tensor by tensor.
         groups: the knobs, in the order of the graph.
@@ -66,7 +76,10 @@ class Channels:
     model: Model
     axes: dict[Key, Axes]
     aliases: Aliases
+    shuffles: dict[int, Shuffle]
     readers: dict[str, list[tuple[int, int]]]
+    slots: dict[Key, Balance]
+    averaged: dict[int, list[Atoms]]
     channel_of: npt.NDArray[np.int64]
     axis_of: npt.NDArray[np.int64]
     groups: tuple[Group, ...]
@@ -80,7 +93,7 @@ class Channels:
 
     def view(self, index: int) -> View:
         """Look at one node with the atoms of its tensors."""
-        return view_of(self.model, self.axes, self.aliases, index)
+        return view_of(self.model, self.axes, self.aliases, self.shuffles, index)
 
     def reason(self, atoms: Atoms) -> Reason | None:
         """Say why these atoms stay (None: at least one is free)."""
@@ -88,12 +101,17 @@ class Channels:
         return self.reasons[int(found.min())] if len(found) and (found >= 0).all() else None
 
 
-def find_channels(model: Model, keep: Sequence[str] = ()) -> Channels:
+def find_channels(
+    model: Model, keep: Sequence[str] = (), *, approximate: bool = False, slots: bool = False
+) -> Channels:
     """Find what can be cut from a model.
 
     Args:
         model: the loaded model.
         keep: patterns (``*``, ``?``) of node names to leave alone.
+        approximate: let axes shrink that normalisations average over; what comes of it is not exact.
+        slots: cut the inside of groups and attention heads, instead of whole groups and heads. Grouped convolutions
+            whose whole groups leave no choice are always cut inside.
 
     Raises:
         InputError: a pattern matches no node.
@@ -101,7 +119,15 @@ def find_channels(model: Model, keep: Sequence[str] = ()) -> Channels:
     for pattern in keep:
         if not any(fnmatchcase(node.name, pattern) for node in model.graph.nodes):
             raise InputError(f"--keep {pattern!r} matches no node; `onnxprune inspect` lists the names")
-    tying = Tying(model, keep)
+    if slots:
+        return _find(model, keep, approximate, range(len(model.graph.nodes)), slots)
+    found = _find(model, keep, approximate, (), slots)
+    collapsed = _collapsed(found)
+    return _find(model, keep, approximate, collapsed, slots) if collapsed else found
+
+
+def _find(model: Model, keep: Sequence[str], approximate: bool, inside: Container[int], slots: bool) -> Channels:
+    tying = Tying(model, keep, approximate, inside)
     for name in model.bound:
         tying.freeze_tensor(name, Reason(-1, f"model input {name!r}"))
     for index in range(len(model.graph.nodes)):
@@ -111,54 +137,86 @@ def find_channels(model: Model, keep: Sequence[str] = ()) -> Channels:
         tying.freeze_tensor(tensor.name, Reason(-1, f"model output {tensor.name!r}"))
     for index, name in captured(model):
         tying.freeze_tensor(name, Reason(index, "used inside its body"))
-    return _components(tying)
+    choose_carriers(tying, slots)
+    return _channels(tying)
 
 
-def _components(tying: Tying) -> Channels:
-    total = tying.total
-    left = np.concatenate([*tying.left, np.empty(0, np.int64)])
-    right = np.concatenate([*tying.right, np.empty(0, np.int64)])
-    ones = np.ones(len(left), bool)
-    count, component = connected_components(coo_array((ones, (left, right)), shape=(total, total)), directed=False)
-    label = component.astype(np.int64)
-    frozen = np.full(count, -1, np.int64)  # per component the first reason, in the order of the graph
-    atoms = np.flatnonzero(tying.reason_of >= 0)[::-1]
-    order = np.argsort(tying.reason_of[atoms], kind="stable")[::-1]
-    frozen[label[atoms[order]]] = tying.reason_of[atoms[order]]
-    idle = frozen < 0
-    for key, axes in tying.axes.items():
-        if isinstance(key, str) and key not in tying.constant:
-            idle[label[axes.start : axes.end]] = False
-    if idle.any():
-        frozen[idle] = len(tying.reasons)
-        tying.reasons.append(Reason(-1, "only stored numbers have it, nothing is computed with it"))
+def _collapsed(found: Channels) -> set[int]:
+    """List the grouped convolutions whose whole groups leave no choice, or nearly none."""
+    collapsed = set()
+    for index, node in enumerate(found.model.graph.nodes):
+        if node.op not in ("Conv", "ConvTranspose") or int(node.attrs.get("group", 1)) < 2:
+            continue
+        view = found.view(index)
+        if view.inputs[0] is None or view.outputs[0] is None or view.inputs[1] is None or not has_slots(view):
+            continue
+        atoms = np.concatenate([view.x[1], view.y[1]])
+        channels = found.channel_of[atoms]
+        reason = found.reason(atoms)
+        if (reason.text if reason else None) == LONELY or 0 < len(np.unique(channels[channels >= 0])) < FEW_GROUPS:
+            collapsed.add(index)
+    return collapsed
+
+
+def _channels(tying: Tying) -> Channels:
+    components = Components.of(tying)
+    _hold_idle(tying, components)
     sizes = [size for axes in tying.axes.values() for size in axes.shape]
     axis_of = np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
-    reason_of = frozen[label] if total else np.empty(0, np.int64)
-    groups, lonely = _group(tying, label, reason_of < 0, axis_of)
+    if tying.balances:
+        bundle(tying, components, _signatures(components, axis_of))
+    groups, lonely = _group(tying, components, axis_of)
     if len(lonely):
-        reason_of[np.isin(label, lonely)] = len(tying.reasons)
-        tying.reasons.append(Reason(-1, "all its channels are tied into one"))
-    channel_of = np.full(count, FROZEN, np.int64)
+        components.reason[lonely] = len(tying.reasons)
+        tying.reasons.append(Reason(-1, LONELY))
+    channel_of = np.full(components.count, FROZEN, np.int64)
     kept = np.concatenate([*(g.channels for g in groups), np.empty(0, np.int64)])
     channel_of[kept] = np.arange(len(kept))
-    groups = [Group(g.name, channel_of[g.channels], g.axes, g.multiplicity) for g in groups]
+    groups = [replace(g, channels=channel_of[g.channels]) for g in groups]
     return Channels(
         tying.model,
         tying.axes,
         tying.aliases,
+        tying.shuffles,
         tying.readers,
-        channel_of[label] if total else np.empty(0, np.int64),
+        {b.weight: b for b in tying.balances if b.weight is not None},
+        tying.averaged,
+        channel_of[components.label],
         axis_of,
         tuple(groups),
-        reason_of,
+        components.reason[components.label],
         tuple(tying.reasons),
     )
 
 
-def _group(tying: Tying, label: Atoms, free: Mask, axis_of: Atoms) -> tuple[list[Group], npt.NDArray[np.int64]]:
+def _hold_idle(tying: Tying, components: Components) -> None:
+    """Hold what no activation has: nothing is computed with it."""
+    idle = components.reason < 0
+    for key, axes in tying.axes.items():
+        if isinstance(key, str) and key not in tying.constant:
+            idle[components.label[axes.start : axes.end]] = False
+    for balance in tying.balances:
+        if balance.slots is not None:
+            idle[components.label[balance.slots]] = False
+    if idle.any():
+        components.reason[idle] = len(tying.reasons)
+        tying.reasons.append(Reason(-1, "only stored numbers have it, nothing is computed with it"))
+
+
+def _signatures(components: Components, axis_of: Atoms) -> npt.NDArray[np.uint64]:
+    """Sum up for every component which axes it touches, and how often."""
+    axes_total = int(axis_of[-1]) + 1
+    pairs, multiplicity = np.unique(components.label * axes_total + axis_of, return_counts=True)
+    component, axis = np.divmod(pairs, axes_total)
+    signature = np.zeros(components.count, np.uint64)
+    np.add.at(signature, component, _mixed(axis * 1_000_003 + multiplicity))
+    return signature
+
+
+def _group(tying: Tying, components: Components, axis_of: Atoms) -> tuple[list[Group], npt.NDArray[np.int64]]:
     """Put components with the same signature together; returns the groups and the components that stand alone."""
-    atoms = np.flatnonzero(free)
+    label = components.label
+    atoms = np.flatnonzero(components.free())
     if not len(atoms):
         return [], np.empty(0, np.int64)
     axes_total = int(axis_of[-1]) + 1
@@ -166,10 +224,12 @@ def _group(tying: Tying, label: Atoms, free: Mask, axis_of: Atoms) -> tuple[list
     component, axis = np.divmod(pairs, axes_total)
     starts = np.flatnonzero(np.diff(component, prepend=-1))
     signature = np.add.reduceat(_mixed(axis * 1_000_003 + multiplicity), starts)
-    components = component[starts]
-    first_atom = np.full(int(label.max()) + 1, len(label), np.int64)
+    found = component[starts]
+    first_atom = np.full(components.count, len(label), np.int64)
     np.minimum.at(first_atom, label[atoms], atoms)
-    order = np.argsort(first_atom[components], kind="stable")
+    approximate = np.zeros(components.count, bool)
+    approximate[label[tying.approximated]] = True
+    order = np.argsort(first_atom[found], kind="stable")
     members: dict[int, list[int]] = defaultdict(list)
     for position in order:
         members[int(signature[position])].append(int(position))
@@ -178,13 +238,15 @@ def _group(tying: Tying, label: Atoms, free: Mask, axis_of: Atoms) -> tuple[list
     groups, lonely, taken = [], [], dict[str, int]()
     for positions in members.values():
         if len(positions) == 1:
-            lonely.append(components[positions[0]])
+            lonely.append(found[positions[0]])
             continue
         own = slice(starts[positions[0]], ends[positions[0]])
         name = next((names[a] for a in axis[own] if a in names), f"axis {axis[own][0]}")
         taken[name] = taken.get(name, 0) + 1
         name = name if taken[name] == 1 else f"{name} #{taken[name]}"
-        groups.append(Group(name, components[positions], axis[own], multiplicity[own]))
+        own_channels = found[positions]
+        is_approximate = bool(approximate[own_channels].any())
+        groups.append(Group(name, own_channels, axis[own], multiplicity[own], is_approximate))
     return groups, np.asarray(lonely, np.int64)
 
 

@@ -7,15 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.channels import Channels
+from onnxprune.channels import FROZEN, Channels
 from onnxprune.errors import InputError
-from onnxprune.weights import Array
+from onnxprune.weights import slice_norms
 
 Floats = npt.NDArray[np.float64]
 Criterion = Callable[[Channels, np.random.Generator], Floats]
 """Scores all channels of a model, by channel id; larger is more important."""
-
-BLOCK = 4_000_000  # numbers looked at together
 
 
 def importance(channels: Channels, criterion: str, seed: int) -> tuple[Floats, ...]:
@@ -52,9 +50,13 @@ def _norms(channels: Channels, order: int) -> Floats:
         if axes is None or sum(size > 1 for size in axes.shape) < 2 or 0 in axes.shape:
             continue
         ids = [channels.channel_of[axes[axis]] for axis in range(len(axes))]
-        if all((found < 0).all() for found in ids):
+        if name in channels.slots:  # an index of its second axis means another channel in each group
+            ids[1] = np.full(axes.shape[1], FROZEN)
+        last = max((axis for axis, found in enumerate(ids) if (found >= 0).any()), default=-1)
+        if last < 0:
             continue
-        for found, norms in zip(ids, slice_norms(channels.model.array(name), order), strict=True):
+        all_norms = slice_norms(channels.model.array(name), order, last + 1)
+        for found, norms in zip(ids[: last + 1], all_norms, strict=True):
             if not np.isfinite(norms).all():
                 raise InputError(
                     f"initializer {name!r} holds NaN, infinite or absurdly large numbers; "
@@ -64,30 +66,6 @@ def _norms(channels: Channels, order: int) -> Floats:
             np.add.at(total, found[free], norms[free] / max(float(norms.mean()), 1e-30))
             np.add.at(members, found[free], 1)
     return total / np.maximum(members, 1)
-
-
-def slice_norms(values: Array, order: int) -> list[Floats]:
-    """Give the norm of every slice along every axis, in one pass over the numbers and little memory.
-
-    Args:
-        values: a weight of any float or integer type.
-        order: 1 for the sum of magnitudes, 2 for the Euclidean norm.
-    """
-    sums = [np.zeros(size) for size in values.shape]
-    rows = max(1, BLOCK // max(1, values[0].size))
-    for start in range(0, len(values), rows):
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
-            block = np.abs(values[start : start + rows].astype(np.float32))
-            if order == 2:
-                block *= block
-        for axis in range(block.ndim):
-            others = tuple(a for a in range(block.ndim) if a != axis)
-            part = block.sum(axis=others, dtype=np.float64)
-            if axis == 0:
-                sums[0][start : start + rows] = part
-            else:
-                sums[axis] += part
-    return [np.sqrt(found) for found in sums] if order == 2 else sums
 
 
 CRITERIA: dict[str, Criterion] = {"l1": _l1, "l2": _l2, "random": _random}

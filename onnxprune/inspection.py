@@ -23,7 +23,7 @@ class Inspection:
         costs: every metric of the model as it is.
         lowest: the lowest reachable value of every metric.
         prunable: share of the MACs of nodes whose channels can shrink.
-        groups: name, width and step of each group.
+        groups: name, width and step of each group, and whether cutting it is only approximate.
         frozen: what stays and why, with its share of the MACs.
         uncounted: operators that may compute but that no rule counts.
         inputs: the input shapes all this was measured at.
@@ -41,19 +41,28 @@ class Inspection:
     notes: list[str]
 
 
-def inspect(path: Path, *, keep: Sequence[str] = (), shapes: Mapping[str, Sequence[int]] | None = None) -> Inspection:
+def inspect(
+    path: Path,
+    *,
+    keep: Sequence[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    approximate: bool = False,
+    slots: bool = False,
+) -> Inspection:
     """Tell what can be cut from a model and why the rest cannot; changes nothing.
 
     Args:
         path: the model file.
         keep: patterns of node names to leave alone.
         shapes: sizes for inputs that leave them free.
+        approximate: let axes shrink that normalisations average over.
+        slots: cut the inside of groups and attention heads instead of whole ones.
 
     Raises:
         InputError: the file or an option is wrong.
     """
     model = models.load(path, runtime.evaluate, shapes)
-    channels = find_channels(model, keep)
+    channels = find_channels(model, keep, approximate=approximate, slots=slots)
     costs = Costs(channels)
     problem = Problem(channels, costs, [], [])
     per_node = costs.per_node()
@@ -63,7 +72,10 @@ def inspect(path: Path, *, keep: Sequence[str] = (), shapes: Mapping[str, Sequen
         {name: round(value) for name, value in problem.original.items()},
         {name: round(value) for name, value in problem.lowest().items()},
         sum(node.macs for node in per_node if node.is_free) / total if total else 0.0,
-        [{"name": g.name, "width": g.width, "step": step_of(g, FINE)} for g in channels.groups],
+        [
+            {"name": g.name, "width": g.width, "step": step_of(g, FINE), "approximate": g.is_approximate}
+            for g in channels.groups
+        ],
         frozen_parts(channels, costs),
         costs.uncounted(),
         {name: list(shape) for name, shape in model.bound.items()},

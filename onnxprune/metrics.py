@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from onnxprune.channels import Channels
 from onnxprune.ops import FREE_OF_MACS, rule_for
-from onnxprune.ops.rule import Axes, Factor, Key
+from onnxprune.ops.rule import Axes, Factor, Key, Unknown
 from onnxprune.shapes import is_default_domain, is_weight, numbers
 from onnxprune.weights import byte_size, item_size
 
@@ -111,7 +111,8 @@ class _AxisTable:
 class Costs:
     """The costs of plans for one model: ``costs.of(counts)``.
 
-    MACs are the multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and recurrent nodes; params are stored
+    MACs are the multiply-accumulates of convolutions, matrix products (Einsum and attention among them) and recurrent
+    nodes, quantised ones too; params are stored
     numbers other than integers that describe shapes; activation bytes are the most that is alive at once when nodes
     run in the order of the file (inputs and outputs included, in-place work not).
     """
@@ -182,12 +183,17 @@ class Costs:
     def _macs(self, index: int) -> list[list[Factor]]:
         node = self.channels.model.graph.nodes[index]
         rule = rule_for(node)
-        if rule is None or index in self.channels.model.size_nodes:
+        if rule is None or index in self.channels.model.size_nodes or index in self.channels.shuffles:
             return []
         view = self.channels.view(index)
         tensors = zip([*node.inputs, *node.outputs], [*view.inputs, *view.outputs], strict=True)
         unknown = any(tensor.name and axes is None for tensor, axes in tensors)
-        return [] if unknown else rule.macs(view)
+        if unknown:
+            return []
+        try:
+            return rule.macs(view)
+        except Unknown:  # the rule cannot read the node, so that it is frozen, too
+            return []
 
     def _set_up_params(self) -> None:
         model = self.channels.model

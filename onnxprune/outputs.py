@@ -48,7 +48,8 @@ def check_apart(model: Model, out: Path) -> None:
 def write_results(path: Path, out: Path, attempt: Attempt, report: Report) -> None:
     """Write model, plan and report aside, then move them to their place, the model before what points to it."""
     channels = attempt.channels
-    described = plans.to_json(channels, attempt.plan, plans.file_sha256(path), report.settings)
+    folded = attempt.problem.lossless.folded
+    described = plans.to_json(channels, attempt.plan, plans.file_sha256(path), report.settings, folded)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         draft = Path(scratch) / out.name
         models.save(attempt.result, draft, channels.model.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,19 +10,21 @@ from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
 from onnxprune.attempt import Attempt, Attempts
-from onnxprune.channels import find_channels
+from onnxprune.channels import Channels, find_channels
 from onnxprune.data import Data, read_data, read_preprocess
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores, evaluate_model
 from onnxprune.inspection import frozen_parts
+from onnxprune.lossless import find_lossless, nothing_lossless
 from onnxprune.metrics import METRICS, Costs
+from onnxprune.model import Model
 from onnxprune.outputs import check_apart, check_outputs, write_results
 from onnxprune.problem import CLOSE
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.reporting import Measured, Report
 from onnxprune.settings import CompressSettings, check_settings
 from onnxprune.surgery import cut
-from onnxprune.verify import verify
+from onnxprune.verify import verify, verify_lossless
 
 
 def compress(
@@ -64,21 +66,25 @@ def compress(
         model = models.load(path, runtime.evaluate, settings.shapes)
         samples = read_data(data, model, read_preprocess(preprocess)) if data is not None else None
         check_apart(model, out)
-        channels = find_channels(model, settings.keep)
-        costs = Costs(channels)
+        find = _finder(settings.keep, settings.approximate, settings.slots)
+        channels = find(model)
+        lossless = find_lossless(channels, find, runtime.evaluate)
+        costs = Costs(lossless.channels)
     if not channels.groups:
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
     with clock.stage("search"):
-        attempts = Attempts(channels, costs, settings, progress)
+        attempts = Attempts(lossless, costs, settings, progress)
     if dry_run:
         return _report(path, None, attempts.best, settings, clock)
     with clock.stage("cut and time"):
         attempts.cut_and_time()
     attempt = attempts.best
     with clock.stage("verify"):
-        checks = verify(channels, attempt.plan, attempt.result, settings.verify)
+        checks = verify(lossless.channels, attempt.plan, attempt.result, settings.verify)
+        if lossless.count:
+            checks |= verify_lossless(channels, lossless.channels, lossless.plan, settings.verify)
     report = _report(path, out, attempt, settings, clock)
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
@@ -115,10 +121,18 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
     asked = content["settings"]
     model = models.load(path, runtime.evaluate, asked["shapes"])
     check_apart(model, out)
-    channels = find_channels(model, asked["keep"])
+    find = _finder(asked["keep"], asked["approximate"], asked["slots"])
+    lossless = nothing_lossless(find(model))
+    if content.get("lossless"):
+        lossless = find_lossless(lossless.channels, find, runtime.evaluate)
+    channels = lossless.channels
     chosen = plans.from_json(channels, content)
+    if (lossless.folded or {}) != content.get("folded", {}):
+        raise InputError(f"{plan} does not fold what the dead channels of {path.name} add; compress the model again")
     result = cut(channels, chosen, runtime.evaluate)
     checks = verify(channels, chosen, result, verify_level)
+    if lossless.count:
+        checks |= verify_lossless(lossless.original, channels, lossless.plan, verify_level)
     models.save(result, out, path.parent)
     return checks
 
@@ -161,6 +175,10 @@ def evaluate(
     )
 
 
+def _finder(keep: Sequence[str], approximate: bool, slots: bool) -> Callable[[Model], Channels]:
+    return lambda model: find_channels(model, keep, approximate=approximate, slots=slots)
+
+
 def _judge(path: Path, attempt: Attempt, samples: Data, label_offset: int, report: Report, progress: Progress) -> None:
     """Evaluate the original and the cut model on the user's samples."""
     model = attempt.channels.model
@@ -189,21 +207,38 @@ def _report(path: Path, out: Path | None, attempt: Attempt, settings: CompressSe
         target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
         score=problem.score(attempt.plan),
         groups=[
-            {"name": g.name, "width": g.width, "kept": int(count), "step": int(step)}
+            {
+                "name": g.name,
+                "width": g.width,
+                "kept": int(count),
+                "step": int(step),
+                "approximate": g.is_approximate,
+            }
             for g, count, step in zip(channels.groups, attempt.plan.counts, problem.steps, strict=True)
         ],
         frozen=frozen_parts(channels, problem.costs),
-        notes=[*channels.model.notes, *_missed(attempt, after)],
+        lossless=problem.lossless_part(attempt.plan),
+        notes=[*channels.model.notes, *_dead(attempt), *_missed(attempt, after)],
         settings={**asdict(settings), "align": asdict(attempt.align)},
         seconds=clock.seconds,
     )
+
+
+def _dead(attempt: Attempt) -> list[str]:
+    """Say what went at no cost, and whether that is enough."""
+    problem = attempt.problem
+    gone = problem.lossless_part(attempt.plan)
+    if not problem.lossless.count:
+        return []
+    note = f"{gone['channels']} channels are constant and went without loss, with {gone['macs']:.1%} of the FLOPs"
+    return [note + ("; that alone meets the target" if problem.meets(problem.most)[0] else "")]
 
 
 def _missed(attempt: Attempt, after: Mapping[str, float]) -> list[str]:
     """Say where a plan lies well below all its targets, and what would come closer."""
     problem = attempt.problem
     open_shares = [(t.limit - after[t.metric]) / max(problem.original[t.metric], 1) for t in problem.targets]
-    if min(open_shares, default=0) <= CLOSE or attempt.align.multiple == 1:
+    if min(open_shares, default=0) <= CLOSE or attempt.align.multiple == 1 or problem.meets(problem.most)[0]:
         return []
     finest = "; --align 1 comes closer, and may be slower" if (problem.steps > 1).any() else ""
     return [f"single steps of the aligned widths leave {min(open_shares):.1%} of the original's cost unused{finest}"]

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import Channels
+from onnxprune.depth import Depth
 from onnxprune.errors import InputError
 from onnxprune.files import read_json
-from onnxprune.ops.rule import Mask
+from onnxprune.ops.rule import Key, Mask
 
 FORMAT = "onnxprune.plan/1"
 
@@ -48,13 +49,44 @@ def kept_atoms(channels: Channels, plan: Plan) -> Mask:
     return keep[channels.channel_of]
 
 
-def to_json(channels: Channels, plan: Plan, model_sha256: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Describe a plan: the channels of each group that stay, and every slice of every stored tensor that goes."""
+def kept_slots(channels: Channels, keep: Mask, key: Key) -> Mask | None:
+    """Tell what stays of a weight whose second axis means other channels in every group of rows.
+
+    Args:
+        channels: of the model.
+        keep: per atom, whether it stays.
+        key: the weight.
+
+    Returns:
+        (groups, second axis), or None where the weight is not of that kind or stays whole.
+    """
+    balance = channels.slots.get(key)
+    if balance is None or keep[balance.blocks].all():
+        return None
+    return keep[balance.blocks]
+
+
+def to_json(
+    channels: Channels, plan: Plan, model_sha256: str, settings: dict[str, Any], folded: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Describe a plan: the channels of each group that stay, and every slice of every stored tensor that goes.
+
+    Where groups of a convolution are cut inside, ``removed_in_groups`` lists for each group what its rows lose.
+    `folded` names the weights and biases that took over what dead channels added (None: there were no dead channels);
+    what is removed is removed from the model with these numbers.
+    """
     keep = kept_atoms(channels, plan)
     removed: dict[str, dict[str, list[int]]] = {}
     removed_at = []
+    removed_in_groups = []
     for key, axes in channels.axes.items():
+        slots = kept_slots(channels, keep, key)
+        if slots is not None:
+            lists = [np.flatnonzero(~kept).tolist() for kept in slots]
+            removed_in_groups.append({"tensor": key, "axis": 1, "indices": lists})
         gone = {axis: np.flatnonzero(~keep[axes[axis]]).tolist() for axis in range(len(axes))}
+        if slots is not None:
+            del gone[1]
         gone = {axis: indices for axis, indices in gone.items() if indices}
         if isinstance(key, tuple):
             node, position = key
@@ -67,12 +99,15 @@ def to_json(channels: Channels, plan: Plan, model_sha256: str, settings: dict[st
         "format": FORMAT,
         "model_sha256": model_sha256,
         "settings": settings,
+        "lossless": folded is not None,
+        "folded": folded or {},
         "groups": [
             {"name": group.name, "width": group.width, "kept": positions.tolist()}
             for group, positions in zip(channels.groups, plan.kept, strict=True)
         ],
         "removed": removed,
         "removed_at": removed_at,
+        "removed_in_groups": removed_in_groups,
     }
 
 
@@ -94,6 +129,8 @@ def _are_settings(settings: Any) -> bool:
     if not isinstance(settings, dict):
         return False
     shapes = settings.setdefault("shapes", {})
+    if not all(isinstance(settings.setdefault(name, False), bool) for name in ("approximate", "slots")):
+        return False
     sound = isinstance(shapes, dict) and all(_is_list(shape, int) for shape in shapes.values())
     return sound and _is_list(settings.setdefault("keep", []), str)
 
@@ -113,17 +150,44 @@ def from_json(channels: Channels, content: dict[str, Any]) -> Plan:
         raise InputError(
             f"the plan has {len(groups)} groups, the model {len(channels.groups)}; it was made for another model"
         )
-    return Plan(
-        tuple(_positions(entry, group.name, group.width) for entry, group in zip(groups, channels.groups, strict=True))
-    )
+    entries = zip(groups, channels.groups, strict=True)
+    plan = Plan(tuple(_positions(entry, group.name, group.width) for entry, group in entries))
+    if (plan.counts == 0).any():
+        _check_empty(channels, plan)
+    return plan
+
+
+def check_same_cut(channels: Channels, plan: Plan, content: dict[str, Any]) -> None:
+    """Make sure that a plan cuts the slices that its file names.
+
+    Raises:
+        InputError: it would cut others; channels may be put together in another way by another version.
+    """
+    now = to_json(channels, plan, "", {})
+    if any(content.get(name, now[name]) != now[name] for name in ("removed", "removed_at", "removed_in_groups")):
+        raise InputError(
+            "the plan would cut other slices than those it lists; apply it with the versions it was made with "
+            "(they stand in the .report.json beside it)"
+        )
+
+
+def _check_empty(channels: Channels, plan: Plan) -> None:
+    """Make sure that the groups a plan empties can be empty."""
+    takes_along = Depth(channels).takes_along
+    empty = set(np.flatnonzero(plan.counts == 0).tolist())
+    ends = empty & set(takes_along)
+    impossible = empty - ends.union(*(takes_along[position] for position in ends))
+    if impossible:
+        name = channels.groups[min(impossible)].name
+        raise InputError(f"the plan keeps nothing of group {name!r}, which something else needs")
 
 
 def _positions(entry: Any, name: str, width: int) -> npt.NDArray[np.int64]:
     if not isinstance(entry, dict) or entry.get("name") != name or entry.get("width") != width:
         raise InputError(f"the plan does not match the model at group {name!r} of {width} channels")
     kept = entry.get("kept")
-    if not _is_list(kept, int) or not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
-        raise InputError(f"the plan keeps nothing, or channels that do not exist, in group {name!r}")
+    if not _is_list(kept, int) or kept != sorted(set(kept)) or any(not 0 <= position < width for position in kept):
+        raise InputError(f"the plan keeps channels that do not exist in group {name!r}")
     return np.asarray(kept, np.int64)
 
 

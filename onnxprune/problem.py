@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import Channels, Group
+from onnxprune.depth import Depth
 from onnxprune.errors import InputError, TargetError
+from onnxprune.lossless import Lossless, nothing_lossless
 from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
 
@@ -94,10 +96,13 @@ class Problem:
         targets: what the result must not exceed.
         importance: per group the worth of each channel.
         align: what widths are a multiple of.
-        min_keep: channels that every group keeps at least.
+        min_keep: channels that every group keeps at least; with 0, inner groups of residual branches may lose all.
+        lossless: what goes before anything else does (default: nothing).
 
     Attributes:
         widths: channels per group.
+        most: most channels each group can keep: those that are not dead, and dead ones up to the next step where that
+            does not take what others need.
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
     """
@@ -110,19 +115,30 @@ class Problem:
         importance: Sequence[Floats],
         align: Align = FINE,
         min_keep: int = 1,
+        lossless: Lossless | None = None,
     ) -> None:
         self.channels = channels
         self.costs = costs
         self.targets = tuple(targets)
-        self.importance = tuple(importance)
+        self.lossless = nothing_lossless(channels) if lossless is None else lossless
+        worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
+        self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
         self.widths: Counts = np.asarray([g.width for g in channels.groups], np.int64)
         self.steps: Counts = np.asarray([step_of(g, align) for g in channels.groups], np.int64)
-        least = min(max(min_keep, 1), int(self.widths.max(initial=1)))
+        self.depth = Depth(channels) if min_keep == 0 else None
+        least = np.full(len(self.widths), min(max(min_keep, 1), int(self.widths.max(initial=1))))
+        if self.depth is not None:
+            least[list(self.depth.takes_along)] = 0
         self.fine: Counts | None = None
         if align.rest is not None:
             self.fine = np.asarray([step_of(g, align.rest) for g in channels.groups], np.int64)
-        self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.widths)
-        self.original = {name: float(values[0]) for name, values in costs.of(self.widths).items()}
+        alive = np.maximum(self.lossless.plan.counts, np.maximum(least, 1))
+        self.most: Counts = np.minimum(-(-alive // self.steps) * self.steps, self.widths)
+        if self.meets(alive)[0] and not self.meets(self.most)[0]:
+            self.most = alive  # to fill widths up, live channels would have to go
+        self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.most)
+        before = costs if self.lossless.original is channels else Costs(self.lossless.original)
+        self.original = {name: float(values[0]) for name, values in before.of(self.widths).items()}
 
     def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Tell which of several plans (plans, groups) meet all targets."""
@@ -186,13 +202,14 @@ class Problem:
             high = low
         wanted = self._wanted(shares, np.asarray([high]))[0]
         aligned = (wanted // self.steps * self.steps).astype(np.int64)
-        counts = np.where(wanted >= self.widths, self.widths, np.maximum(aligned, self.least))
+        counts = np.where(wanted >= self.most, self.most, np.maximum(aligned, self.least))
         counts = self._fill(counts, wanted, self.steps, SLACK)
-        return counts if self.fine is None else self._fill(counts, wanted, self.fine, CLOSE)
+        counts = counts if self.fine is None else self._fill(counts, wanted, self.fine, CLOSE)
+        return counts if self.depth is None else self.depth.closed(counts)
 
     def _wanted(self, shares: Floats, scales: Floats) -> Floats:
         """Scale wishes, (scales, groups), within what each group can keep."""
-        return np.clip(scales[:, None] * shares * self.widths, self.least, self.widths)
+        return np.clip(scales[:, None] * shares * self.most, self.least, self.most)
 
     def _fill(self, counts: Counts, wanted: Floats, steps: Counts, slack: float) -> Counts:
         """Add single steps, where most is missing first, as long as the targets hold and more than `slack` is open.
@@ -201,9 +218,11 @@ class Problem:
         """
         worth = self._step_macs(steps)
         while not self._is_close(counts, slack):
-            missing = np.round((wanted - counts) / self.widths, 6)
+            missing = np.round((wanted - counts) / self.most, 6)
             order = np.lexsort((-worth, -missing))
-            order = order[counts[order] < self.widths[order]]
+            order = order[counts[order] < self.most[order]]
+            if self.depth is not None:
+                order = order[~self.depth.unread(counts)[order]]
             grown = self._grow(counts, order, steps)
             if grown is None:
                 break
@@ -215,7 +234,7 @@ class Problem:
         for start in range(0, len(order), ROWS):
             groups = order[start : start + ROWS]
             rows = np.zeros((len(groups), len(counts)), np.int64)
-            rows[np.arange(len(groups)), groups] = np.minimum(steps[groups], self.widths[groups] - counts[groups])
+            rows[np.arange(len(groups)), groups] = np.minimum(steps[groups], self.most[groups] - counts[groups])
             fitting = rows[self.meets(counts + rows)]
             if len(fitting):
                 together = counts + np.cumsum(fitting, axis=0)
@@ -224,13 +243,14 @@ class Problem:
         return None
 
     def _step_macs(self, steps: Counts) -> Floats:
-        """Count the MACs that one step of each group costs, at full width."""
+        """Count the MACs that one step of each group costs, where nothing else is cut."""
         saved = []
-        for start in range(0, len(self.widths), ROWS):
-            rows = np.tile(self.widths, (len(self.widths[start : start + ROWS]), 1))
+        whole = self.costs.of(self.most)["macs"]
+        for start in range(0, len(self.most), ROWS):
+            rows = np.tile(self.most, (len(self.most[start : start + ROWS]), 1))
             at = np.arange(len(rows))
-            rows[at, start + at] -= steps[start + at]
-            saved.append(self.original["macs"] - self.costs.of(rows)["macs"])
+            rows[at, start + at] -= np.minimum(steps, self.most)[start + at]
+            saved.append(whole - self.costs.of(rows)["macs"])
         return np.concatenate([*saved, np.empty(0)])
 
     def _is_close(self, counts: Counts, slack: float) -> bool:
@@ -238,9 +258,17 @@ class Problem:
         return any(t.limit - found[t.metric][0] < slack * self.original[t.metric] for t in self.targets)
 
     def plan(self, counts: Counts) -> Plan:
-        """Keep the most important channels of each group."""
-        best = [np.argsort(-worth, kind="stable")[:count] for worth, count in zip(self.importance, counts, strict=True)]
+        """Keep the most important channels of each group, the dead ones last."""
+        groups = zip(self.importance, self.lossless.dead, counts, strict=True)
+        best = [np.lexsort((-worth, dead))[:count] for worth, dead, count in groups]
         return Plan(tuple(np.sort(positions) for positions in best))
+
+    def lossless_part(self, plan: Plan) -> dict[str, float]:
+        """Count the channels that a plan takes away at no cost, and the share of the MACs that goes with them."""
+        dead = zip(self.lossless.dead, plan.kept, strict=True)
+        gone = np.asarray([mask.sum() - mask[kept].sum() for mask, kept in dead], np.int64)
+        macs = float(self.costs.of(self.widths - gone)["macs"][0])
+        return {"channels": int(gone.sum()), "macs": 1 - macs / max(self.original["macs"], 1)}
 
     def score(self, plan: Plan) -> float:
         """Judge a plan without data: the share of all importance that it keeps.

@@ -49,6 +49,7 @@ class Report:
         after: the result.
         target: per metric what was asked, the limit, and the value reached.
         score: how the search judged the plan.
+        lossless: how many channels went at no cost, and the share of the MACs that went with them.
         groups: per group its name, width, channels kept and step.
         frozen: what stays and why, with its share of the MACs.
         stages: accuracy after each stage.
@@ -68,6 +69,7 @@ class Report:
     score: float
     groups: list[dict[str, Any]]
     frozen: list[dict[str, Any]]
+    lossless: dict[str, float] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
     alignments: list[dict[str, Any]] = field(default_factory=list)

@@ -23,6 +23,8 @@ class CompressSettings:
         align: multiple that widths must be; None chooses by measuring.
         keep: patterns of node names to leave alone.
         min_keep: fewest channels a group keeps.
+        approximate: let axes shrink that normalisations average over.
+        slots: cut the inside of groups and attention heads instead of whole ones.
         verify: ``none``, ``fast`` or ``full``.
         shapes: sizes for inputs that leave them free.
     """
@@ -35,6 +37,8 @@ class CompressSettings:
     align: int | None = None
     keep: tuple[str, ...] = ()
     min_keep: int = 1
+    approximate: bool = False
+    slots: bool = False
     verify: str = "fast"
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 

@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 Run = Callable[[ModelProto, Mapping[str, Array], Path | None], list[Any]]
 
 SMALL = 4096  # numbers; larger tensors are weights or activations, never shape arithmetic
+FEW = 16  # numbers; a float tensor computed from sizes holds a scale per axis at most, larger ones are weights
 DEFAULT_IMAGE_SIZE = 224
 NOT_REPEATABLE = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -256,8 +257,8 @@ def shape_arithmetic(
             continue
         whole = all(types.get(name) in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) for name in node.output)
         from_sizes = any(name in sized for name in inputs)
-        fills = node.op_type == "ConstantOfShape" and not whole
-        fits = all(numbers(shapes.get(name, ())) <= SMALL for name in node.output)
+        fills = node.op_type in ("ConstantOfShape", "Expand") and not whole
+        fits = all(numbers(shapes.get(name, ())) <= (SMALL if whole else FEW) for name in node.output)
         if (from_sizes or whole) and not fills and fits:
             found.append(index)
             sized.update(node.output)

@@ -6,21 +6,24 @@ not touched is copied from the original to the letter: names, opset, metadata, f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
+from onnxprune.depth import Depth
 from onnxprune.model import Model, copy_fields, read_graph
 from onnxprune.ops import rule_for
+from onnxprune.ops.layout import reshape_target
 from onnxprune.ops.rule import Axes, Mask, Resize
-from onnxprune.plan import Plan, kept_atoms
+from onnxprune.ops.shuffle import Shuffle
+from onnxprune.plan import Plan, kept_atoms, kept_slots
 from onnxprune.shapes import Run
-from onnxprune.weights import Array
+from onnxprune.weights import Array, without_slots
 
 
 def cut(channels: Channels, plan: Plan, run: Run) -> ModelProto:
@@ -44,6 +47,7 @@ class _Cut:
         self.channels = channels
         self.model: Model = channels.model
         self.keep = keep
+        self.run = run
         self.graph: gs.Graph = read_graph(self.model.proto)
         self.nodes: list[gs.Node] = list(self.graph.nodes)  # as they were numbered
         self.origin: dict[int, NodeProto] = {
@@ -74,15 +78,24 @@ class _Cut:
 
     def proto(self) -> ModelProto:
         self._slice_stored()
+        idle = self._end_branches()
+        inside = {index for shuffle in self.channels.shuffles.values() for index in shuffle.nodes}
         for index in range(len(self.nodes)):
-            if index not in self.model.size_nodes:
+            if index in self.channels.shuffles:
+                self._resize_shuffle(self.channels.shuffles[index])
+            elif index not in self.model.size_nodes and index not in inside and index not in idle:
                 self._resize(index)
         self._drop_unread()
         return self._export()
 
     def _slice(self, values: Array, axes: Axes) -> Array:
         """Take the kept indices of each axis."""
+        slots = kept_slots(self.channels, self.keep, axes.key)
+        if slots is not None:
+            values = without_slots(values, slots)
         for axis in range(len(axes)):
+            if axis == 1 and slots is not None:
+                continue
             keep = self.keep[axes.offsets[axis] : axes.offsets[axis + 1]]
             if not keep.all():
                 values = np.take(values, np.flatnonzero(keep), axis)
@@ -153,6 +166,100 @@ class _Cut:
                 self._write_value(index, position, resize.values[position])
             else:
                 self._keep_value(index, position)
+
+    def _end_branches(self) -> Collection[int]:
+        """Put constants in the place of branches that lost all their channels; returns the nodes that are gone."""
+        lost = {
+            key
+            for key, axes in self.channels.axes.items()
+            if isinstance(key, str) and 0 in (self._size(axes, axis) for axis in range(len(axes)) if axes.shape[axis])
+        }
+        lost -= set(self.model.stored)
+        if not lost:
+            return ()
+        branches = Depth(self.channels).branches(lost)
+        assert branches is not None, "the plan empties what cannot be empty"
+        known: dict[str, Array] = {}
+        for index in sorted(branches.ends | branches.constant):
+            output = self.nodes[index].outputs[0]
+            known[output.name] = self._bias(index) if index in branches.ends else self._compute(index, known)
+        idle = branches.gone | branches.ends | branches.constant
+        places = {id(node): index for index, node in enumerate(self.nodes)}
+        for name, values in known.items():
+            readers = [(places[id(reader)], reader) for reader in self.graph.tensors()[name].outputs]
+            readers = [(place, reader) for place, reader in readers if place not in idle]
+            constant = self._constant(name, values) if readers else None
+            for place, reader in readers:
+                for position, tensor in enumerate(list(reader.inputs)):
+                    if tensor.name == name:
+                        self._connect(place, position, constant)
+        for index in idle:
+            self.nodes[index].inputs.clear()
+            self.nodes[index].outputs.clear()
+        return idle
+
+    def _bias(self, index: int) -> Array:
+        """Give what a node over no channels puts out, with a size of 1 on all axes but that of its channels."""
+        node, view = self.nodes[index], self.channels.view(index)
+        channel = 1 if node.op in ("Conv", "ConvTranspose") else len(view.y) - 1
+        shape = [self._size(view.y, axis) if axis == channel else 1 for axis in range(len(view.y))]
+        if not view.has_input(2):
+            return np.zeros(shape, helper.tensor_dtype_to_np_dtype(self.model.types[node.outputs[0].name]))
+        bias = self._values(node.inputs[2])
+        return bias.reshape(shape) if node.op != "Gemm" else bias * bias.dtype.type(node.attrs.get("beta", 1))
+
+    def _values(self, tensor: gs.Tensor) -> Array:
+        """Give the numbers of a stored tensor after the cut."""
+        added = next((constant for constant in self.added if constant.name == tensor.name), None)
+        if added is not None:
+            return np.asarray(added.values)
+        root = self.channels.aliases.root.get(tensor.name, tensor.name)
+        return self.replaced[root] if root in self.replaced else self.model.array(root)
+
+    def _compute(self, index: int, known: Mapping[str, Array]) -> Array:
+        """Run one node on constants."""
+        node = self.nodes[index]
+        tiny = ModelProto(ir_version=max(self.model.proto.ir_version, 4))
+        tiny.opset_import.extend(self.model.proto.opset_import)
+        tiny.graph.name = "constant"
+        tiny.graph.node.append(OnnxExporter.export_node(node))
+        for tensor in {t.name: t for t in node.inputs if t.name}.values():
+            values = known[tensor.name] if tensor.name in known else self._values(tensor)
+            tiny.graph.initializer.append(numpy_helper.from_array(values, tensor.name))
+        tiny.graph.output.append(ValueInfoProto(name=node.outputs[0].name))
+        return np.asarray(self.run(tiny, {}, None)[0])
+
+    def _resize_shuffle(self, shuffle: Shuffle) -> None:
+        """Write a shuffle anew: with other sizes where it still is one, else as a Gather with constant indices."""
+        first, _, last = shuffle.nodes
+        view = self.channels.view(last)
+        if not self._loses(view.x):
+            for index in (first, last):
+                self._keep_value(index, 1)
+            return
+        order = shuffle.order_of(self.keep[view.x[shuffle.axis]])
+        split = shuffle.split_for(order)
+        if split is None:
+            self._gather(shuffle, order)
+            return
+        whole = tuple(self._size(view.x, axis) for axis in range(len(view.x)))
+        for index, before, after in ((first, whole, split), (last, shuffle.moved(split), whole)):
+            asked = self.model.value(self.nodes[index].inputs[1].name)
+            assert asked is not None
+            keeps_zero = bool(self.nodes[index].attrs.get("allowzero", 0))
+            self._write_value(index, 1, reshape_target(asked, before, after, keeps_zero))
+
+    def _gather(self, shuffle: Shuffle, order: Array) -> None:
+        """Put a Gather in the place of a shuffle."""
+        nodes = [self.nodes[index] for index in shuffle.nodes]
+        x, y = nodes[0].inputs[0], nodes[-1].outputs[0]
+        indices = self._constant(f"{y.name}_order", order)
+        place = self._place(nodes[-1])
+        for node in nodes:  # without inputs they are dropped at the end
+            node.inputs.clear()
+            node.outputs.clear()
+        gather = gs.Node("Gather", name=nodes[-1].name, attrs={"axis": shuffle.axis}, inputs=[x, indices], outputs=[y])
+        self.graph.nodes.insert(place, gather)
 
     def _keep_value(self, index: int, position: int) -> None:
         name = self.nodes[index].inputs[position].name

@@ -7,7 +7,7 @@ own for each reader, because exporters merge equal values of strangers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -17,7 +17,21 @@ import onnx_graphsurgeon as gs
 from onnxprune.errors import InputError, at
 from onnxprune.model import Model
 from onnxprune.ops import rule_for
-from onnxprune.ops.rule import Atoms, Axes, ContradictionError, Key, Ties, Unknown, View
+from onnxprune.ops.rule import (
+    Allowed,
+    Atoms,
+    Axes,
+    Balance,
+    ContradictionError,
+    Key,
+    Known,
+    Mask,
+    Regroup,
+    Ties,
+    Unknown,
+    View,
+)
+from onnxprune.ops.shuffle import Shuffle, find_shuffles
 from onnxprune.shapes import Shape, is_default_domain
 
 
@@ -43,31 +57,50 @@ class Aliases:
 
 
 class Tying:
-    """Collects ties and frozen atoms over the whole graph, in its order."""
+    """Collects ties and frozen atoms over the whole graph, in its order.
 
-    def __init__(self, model: Model, keep: Sequence[str]) -> None:
+    Args:
+        model: the model.
+        keep: patterns of node names to leave alone.
+        approximate: whether axes that normalisations average over may shrink.
+        slots: nodes that lose the inside of their groups, instead of whole groups.
+    """
+
+    def __init__(self, model: Model, keep: Sequence[str], approximate: bool, slots: Container[int]) -> None:
         self.model = model
         self.keep = keep
+        self.approximate = approximate
+        self.slots = slots
         self.constant = constant_tensors(model)
         self.aliases = _aliases(model)
-        self.skipped = model.size_nodes | self.aliases.nodes | _stored_nodes(model)
+        elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in captured(model)}
+        self.shuffles = find_shuffles(model, elsewhere)
+        inside = {index for shuffle in self.shuffles.values() for index in shuffle.nodes[:-1]}
+        self.skipped = model.size_nodes | self.aliases.nodes | _stored_nodes(model) | inside
         self.readers = _private_readers(model, self.aliases, self.skipped)
         self.axes: dict[Key, Axes] = {}
         self.total = 0
         self._number_atoms()
         self.fixed = np.zeros(self.total, bool)
+        self.zero = self._stored_atoms()
+        self.told = np.full(self.total, -1, np.int64)  # the node that said which slices are zero
+        self.approximated = np.zeros(self.total, bool)
         self.seen = np.full(self.total, -1, np.int64)
         self.reason_of = np.full(self.total, -1, np.int64)
         self.reasons: list[Reason] = []
         self.left: list[Atoms] = []
         self.right: list[Atoms] = []
+        self.averaged: dict[int, list[Atoms]] = {}
+        self.regroups: list[Regroup] = []
+        self.balances: list[Balance] = []
 
     def _number_atoms(self) -> None:
         """Number the atoms of all tensors that rules see: what nodes make first, then what the model is given."""
         model = self.model
-        visited = [node for i, node in enumerate(model.graph.nodes) if i not in self.skipped]
-        made = [t.name for node in visited for t in node.outputs]
-        given = [self.aliases.root.get(t.name, t.name) for node in visited for t in node.inputs]
+        visited = [i for i in range(len(model.graph.nodes)) if i not in self.skipped]
+        made = [t.name for i in visited for t in model.graph.nodes[i].outputs]
+        read = [self._inputs(i) for i in visited]
+        given = [self.aliases.root.get(t.name, t.name) for tensors in read for t in tensors]
         for name in dict.fromkeys([*made, *given]):
             if name and name in model.shapes and name not in self.readers:
                 self._add(name, model.shapes[name])
@@ -75,9 +108,28 @@ class Tying:
             for reader in readers:
                 self._add(reader, model.shapes[name])
 
+    def _inputs(self, index: int) -> list[gs.Tensor]:
+        """List what a node reads; the last node of a shuffle stands for all of it."""
+        nodes = self.model.graph.nodes
+        if index in self.shuffles:
+            return [nodes[self.shuffles[index].nodes[0]].inputs[0]]
+        return list(nodes[index].inputs)
+
     def _add(self, key: Key, shape: Shape) -> None:
         self.axes[key] = Axes(key, shape, self.total)
         self.total = self.axes[key].end
+
+    def _stored_atoms(self) -> Mask:
+        """Tell which atoms belong to stored tensors, whose slices can be zeroed."""
+        stored = np.zeros(self.total, bool)
+        for key, axes in self.axes.items():
+            if isinstance(key, tuple) or key in self.model.stored:
+                stored[axes.start : axes.end] = True
+        return stored
+
+    def view(self, index: int) -> View:
+        """Look at one node with the atoms of its tensors."""
+        return view_of(self.model, self.axes, self.aliases, self.shuffles, index)
 
     def freeze(self, atoms: Atoms, reason: Reason) -> None:
         """Freeze atoms; the first reason given is the one that is told."""
@@ -100,9 +152,11 @@ class Tying:
             InputError: the shapes of a node contradict each other.
         """
         node = self.model.graph.nodes[index]
-        view = view_of(self.model, self.axes, self.aliases, index)
-        rule = rule_for(node)
-        ties = Ties(view, self.fixed, self.constant)
+        view = self.view(index)
+        rule = self.shuffles.get(index) or rule_for(node)
+        known = Known(self.fixed, self.zero, self.constant)
+        allowed = Allowed(self.approximate, index in self.slots)
+        ties = Ties(view, known, allowed)
         why = self._mute(node, view)
         if why is None and rule is not None:
             try:
@@ -111,22 +165,24 @@ class Tying:
             except ContradictionError as error:
                 raise InputError(f"{at(node.name, node.op)}: {error}; the file is broken, export it again") from error
             except Unknown as error:
-                ties, why = Ties(view, self.fixed, self.constant), str(error)
+                ties, why = Ties(view, known, allowed), str(error)
             except (IndexError, TypeError, ValueError) as error:  # untrusted files hold nodes that make no sense
-                ties, why = Ties(view, self.fixed, self.constant), f"its attributes make no sense to its rule: {error}"
-        self._record(ties, why or "")
+                ties, why = Ties(view, known, allowed), f"its attributes make no sense to its rule: {error}"
+        self._record(ties, rule.zero if rule is not None else "never", why or "")
 
     def _mute(self, node: gs.Node, view: View) -> str | None:
         """Say why no rule may speak for this node (None: one may)."""
         if any(fnmatchcase(node.name, pattern) for pattern in self.keep):
             return "kept as asked"
+        if view.index in self.shuffles:
+            return None
         if rule_for(node) is None:
             return f"there is no rule for {'' if is_default_domain(node.domain) else f'{node.domain}.'}{node.op}"
         tensors = [*zip(node.inputs, view.inputs, strict=True), *zip(node.outputs, view.outputs, strict=True)]
         unknown = next((tensor.name for tensor, axes in tensors if tensor.name and axes is None), None)
         return None if unknown is None else f"the shape of {unknown!r} is unknown"
 
-    def _record(self, ties: Ties, why: str) -> None:
+    def _record(self, ties: Ties, zero: str, why: str) -> None:
         for left, right in ties.pairs:
             self.left.append(left)
             self.right.append(right)
@@ -138,6 +194,19 @@ class Tying:
             self.seen[right] = ties.index
         for atoms in ties.mentioned:
             self.seen[atoms] = ties.index
+        for regroup in ties.regroups:
+            self.regroups.append(regroup)
+            for atoms in (*regroup.left, *regroup.right):
+                self.seen[atoms] = ties.index
+        for balance in ties.balances:
+            self.balances.append(balance)
+            self.seen[balance.blocks] = ties.index
+            if balance.slots is not None:
+                self.seen[balance.slots] = ties.index
+        for atoms in ties.approximated:
+            self.approximated[atoms] = True
+            self.averaged.setdefault(ties.index, []).append(atoms)
+            self.seen[atoms] = ties.index
         for atoms, reason in ties.frozen:
             self.seen[atoms] = ties.index
             self.freeze(atoms, Reason(ties.index, reason))
@@ -145,6 +214,21 @@ class Tying:
             if axes is not None:
                 silent = axes.start + np.flatnonzero(self.seen[axes.start : axes.end] != ties.index)
                 self.freeze(silent, Reason(ties.index, why))
+        self._record_zeros(ties, zero)
+
+    def _record_zeros(self, ties: Ties, zero: str) -> None:
+        """Note which slices of the outputs are zero where the weights of their channels are."""
+        made = [axes for axes in ties.outputs if axes is not None]
+        for pair in ties.pairs if zero != "never" else ():
+            for after, before in (pair, pair[::-1]):
+                if len(after) and any(axes.start <= after[0] < axes.end for axes in made):
+                    known, so_far = self.zero[before], self.zero[after]
+                    combined = so_far & known if zero == "all" else so_far | known
+                    self.zero[after] = np.where(self.told[after] == ties.index, combined, known)
+                    self.told[after] = ties.index
+                    break
+        for atoms, is_zero in ties.zeroed:
+            self.zero[atoms] = is_zero
 
 
 def captured(model: Model) -> list[tuple[int, str]]:
@@ -205,9 +289,12 @@ def _private_readers(model: Model, aliases: Aliases, skipped: frozenset[int]) ->
     }
 
 
-def view_of(model: Model, axes: dict[Key, Axes], aliases: Aliases, index: int) -> View:
-    """Look at one node with the atoms of its tensors."""
+def view_of(model: Model, axes: dict[Key, Axes], aliases: Aliases, shuffles: Mapping[int, Shuffle], index: int) -> View:
+    """Look at one node with the atoms of its tensors; the last node of a shuffle stands for all of it."""
     node = model.graph.nodes[index]
+    if index in shuffles:
+        start = model.graph.nodes[shuffles[index].nodes[0]].inputs[0].name
+        return View(model, index, [axes.get(start)], [axes.get(node.outputs[0].name)])
     inputs = []
     for position, tensor in enumerate(node.inputs):
         own = axes.get((index, position))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune import shapes as sizes
@@ -22,8 +22,8 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.errors import InputError, VerifyError
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse, copy_fields, write_external
-from onnxprune.ops.rule import Axes, Key, Mask
-from onnxprune.plan import Plan, kept_atoms
+from onnxprune.ops.rule import Axes, Key, Mask, View
+from onnxprune.plan import Plan, kept_atoms, kept_slots, whole
 from onnxprune.weights import Array
 
 LEVELS = ("none", "fast", "full")
@@ -33,8 +33,38 @@ HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 BOUNDED = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
 """Operators whose outputs hide differences; what goes into them is compared as well."""
 
-NOT_ZEROED = frozenset({("Div", 1), ("Mod", 1), ("Pow", 1), ("BatchNormalization", 4)})
-"""Operands (operator, input) that must not become zero: divisors, exponents, variances."""
+ZERO_POINTS = {
+    ("DequantizeLinear", 0): 2,
+    ("ConvInteger", 1): 3,
+    ("MatMulInteger", 0): 2,
+    ("MatMulInteger", 1): 3,
+    ("QLinearConv", 3): 5,
+    ("QLinearMatMul", 0): 2,
+    ("QLinearMatMul", 3): 5,
+    ("QGemm", 3): 5,
+    ("QLinearAdd", 0): 2,
+    ("QLinearAdd", 3): 5,
+    ("QLinearMul", 0): 2,
+    ("QLinearMul", 3): 5,
+}
+"""Operands (operator, input) that hold quantised numbers, and the input that says which of these stand for zero."""
+
+SCALES = {
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "ConvInteger": (2, 3),
+    "MatMulInteger": (2, 3),
+    "QLinearConv": (1, 2, 4, 5),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QGemm": (1, 2, 4, 5),
+}
+"""Inputs of quantised operators that are scales and zero points."""
+
+NOT_ZEROED = frozenset(
+    {("Div", 1), ("Mod", 1), ("Pow", 1), ("BatchNormalization", 4), ("Compress", 1)}
+    | {(op, position) for op, positions in SCALES.items() for position in positions}
+)
+"""Operands (operator, input) that must not become zero: divisors, exponents, variances, choices, scales."""
 
 
 def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[str, str]:
@@ -72,6 +102,32 @@ def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[
     checks["macs"] = f"{counted} recounted as planned"
     checks["outputs"] = _check_outputs(channels, plan, cut, level)
     return checks
+
+
+def verify_lossless(original: Channels, channels: Channels, plan: Plan, level: str) -> dict[str, str]:
+    """Check that a model whose dead channels are folded into biases, and zeroed, answers as the original does.
+
+    Args:
+        original: of the model as it was given.
+        channels: of the model with other biases.
+        plan: all but the dead channels.
+        level: ``none`` checks nothing.
+
+    Raises:
+        VerifyError: it answers something else.
+    """
+    if level == "none":
+        return {}
+    model = original.model
+    bound = {name: (2, *shape[1:]) for name, shape in model.bound.items()} if model.has_free_batch else model.bound
+    feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for seed in range(3 if level == "full" else 1)]
+    expected = _reference(original, whole(original), feeds, optimize=False)
+    answers = _reference(channels, plan, feeds, optimize=False)
+    worst = max(compare(*pair, _bounded(original)) for pair in zip(expected, answers, strict=True))
+    tolerance = HALF_TOLERANCE if any(t.data_type in HALF_TYPES for t in model.stored.values()) else TOLERANCE
+    if worst > tolerance:
+        raise VerifyError(f"without its dead channels the model differs by {worst:.1e} of the largest output")
+    return {"lossless": f"equal to the original without its dead channels within {worst:.1e} of the largest output"}
 
 
 def _check_valid(cut: ModelProto, bound: Mapping[str, sizes.Shape]) -> str:
@@ -204,7 +260,7 @@ def compare(expected: list[Any], answers: list[Any], bounded: Container[int] = (
 def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) -> None:
     """Write the original with every removed slice of its stored numbers set to zero, weights in a file beside it.
 
-    Operands that must not be zero (`NOT_ZEROED`) are left as they are.
+    Quantised numbers are set to their zero points. Operands that must not be zero (`NOT_ZEROED`) are left as they are.
 
     Args:
         channels: of the original.
@@ -233,20 +289,27 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) ->
                 name = f"{node.input[position]}/{index}/{position}"
                 proto.graph.node[-1].input[position] = name
                 own[name] = (index, position)
+        if any(not keep[atoms].all() for atoms in channels.averaged.get(index, ())):
+            _average_kept(proto.graph, channels.view(index), keep)
     axes_of = _zeroable_axes(channels, only_contracted)
+    zeros = _zero_points(channels)
 
     def tensors() -> Iterator[tuple[str, TensorProto | Array]]:
         for name, tensor in model.stored.items():
             axes = channels.axes.get(name)
             touched = axes is not None and not keep[axes.start : axes.end].all()
             if axes is not None and touched:
-                yield name, zero_slices(model.array(name), axes, keep, axes_of(name))
+                zero = zeros.get(name, 0)
+                values = zero_slots(model.array(name), kept_slots(channels, keep, name), zero)
+                slotted = name in channels.slots
+                along = {axis for axis in range(len(axes)) if axis in axes_of(name)} - ({1} if slotted else set())
+                yield name, zero_slices(values, axes, keep, along, zero)
             else:
                 yield name, tensor
         for name, key in own.items():
             root = model.graph.nodes[key[0]].inputs[key[1]].name
             values = model.array(channels.aliases.root.get(root, root))
-            yield name, zero_slices(values, channels.axes[key], keep, axes_of(key))
+            yield name, zero_slices(values, channels.axes[key], keep, axes_of(key), zeros.get(key, 0))
         for index, values in filled.items():
             name = model.graph.nodes[index].outputs[0].name
             yield name, zero_slices(values, channels.axes[name], keep, axes_of(name))
@@ -254,14 +317,95 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) ->
     write_external(proto, tensors(), path, model.folder)
 
 
-def zero_slices(values: Array, axes: Axes, keep: Mask, along: Container[int]) -> Array:
-    """Set the removed slices along some axes to zero."""
+def _average_kept(graph: GraphProto, view: View, keep: Mask) -> None:
+    """Let the last node of a graph average over the kept indices only: gather them, run it, put zeros in between."""
+    node = graph.node.pop()
+    number = 0
+
+    def name(of: str) -> str:
+        nonlocal number
+        number += 1
+        return f"{of}/kept/{number}"
+
+    def store(values: Array, of: str) -> str:
+        graph.initializer.append(numpy_helper.from_array(values, name(of)))
+        return str(graph.initializer[-1].name)
+
+    for position, axes in enumerate(view.inputs):
+        for axis in range(len(axes or ())):
+            assert axes is not None
+            kept = keep[axes[axis]]
+            if not kept.all():
+                x, y = node.input[position], name(node.input[position])
+                node.input[position] = y
+                graph.node.append(helper.make_node("Gather", [x, store(np.flatnonzero(kept), x)], [y], axis=axis))
+    graph.node.append(node)
+    for position, axes in enumerate(view.outputs):
+        for axis in range(len(axes or ())):
+            assert axes is not None
+            kept = keep[axes[axis]]
+            if kept.all():
+                continue
+            y = node.output[position]
+            inside, spread = name(y), name(y)
+            maker = next(n for n in graph.node if y in n.output)
+            maker.output[list(maker.output).index(y)] = inside
+            mask = kept.reshape(-1, *[1] * (len(axes) - axis - 1))
+            dtype = helper.tensor_dtype_to_np_dtype(view.model.types.get(y, TensorProto.FLOAT))
+            places = store(np.maximum(np.cumsum(kept) - 1, 0), y)
+            graph.node.append(helper.make_node("Gather", [inside, places], [spread], axis=axis))
+            graph.node.append(helper.make_node("Mul", [spread, store(mask.astype(dtype), y)], [y]))
+
+
+def zero_slices(values: Array, axes: Axes, keep: Mask, along: Container[int], zero: Array | int = 0) -> Array:
+    """Set the removed slices along some axes to zero, or to the numbers that stand for it."""
     values = np.array(values)
+    zeros = np.broadcast_to(np.asarray(zero, values.dtype), values.shape)
     for axis in range(len(axes)):
         if axis in along:
             gone = ~keep[axes.offsets[axis] : axes.offsets[axis + 1]]
-            values[(slice(None),) * axis + (gone,)] = 0
+            index = (slice(None),) * axis + (gone,)
+            values[index] = zeros[index]
     return values
+
+
+def zero_slots(values: Array, kept: Mask | None, zero: Array | int = 0) -> Array:
+    """Set other indices of the second axis to zero in every group of rows; see `kept_slots`."""
+    if kept is None:
+        return values
+    values = np.array(values)
+    zeros = np.broadcast_to(np.asarray(zero, values.dtype), values.shape)
+    parts = (part.reshape(len(kept), -1, *values.shape[1:]) for part in (values, zeros))
+    for rows, nothing, mask in zip(*parts, kept, strict=True):
+        rows[:, ~mask] = nothing[:, ~mask]
+    return values
+
+
+def _zero_points(channels: Channels) -> dict[Key, Array]:
+    """Give what stands for zero in each stored tensor of quantised numbers, in a shape that broadcasts to it."""
+    model, found = channels.model, dict[Key, Array]()
+    for index, node in enumerate(model.graph.nodes):
+        inputs = channels.view(index).inputs
+        for position, axes in enumerate(inputs):
+            where = ZERO_POINTS.get((node.op, position), len(inputs))
+            name = node.inputs[where].name if where < len(inputs) else ""
+            name = channels.aliases.root.get(name, name)
+            if axes is not None and name in model.stored:
+                found[axes.key] = _spread(node, position, model.array(name), axes)
+    return found
+
+
+def _spread(node: gs.Node, position: int, zero: Array, axes: Axes) -> Array:
+    """Bring a zero point to a shape that broadcasts to the operand it belongs to."""
+    if zero.size == 1:
+        return zero.reshape([1] * len(axes))
+    along = {"DequantizeLinear": int(node.attrs.get("axis", 1)), "ConvInteger": 0, "QLinearConv": 0}.get(node.op)
+    if along is None:  # a matrix product: rows of the first operand, columns of the second
+        along = -2 if position == 0 or node.attrs.get("transB", 0) else -1
+    if node.attrs.get("block_size", 0):
+        repeated = np.repeat(zero, int(node.attrs["block_size"]), along)
+        return np.take(repeated, np.arange(axes.shape[along]), along)
+    return zero.reshape([len(zero) if axis == along % len(axes) else 1 for axis in range(len(axes))])
 
 
 def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key], Container[int]]:

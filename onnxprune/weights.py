@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.errors import InputError
 
 Array = npt.NDArray[Any]
+BLOCK = 4_000_000  # numbers looked at together
 
 PACKED_TYPES = frozenset(
     getattr(TensorProto, name)
@@ -104,3 +105,42 @@ def item_size(data_type: int) -> int:
         return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize)
     except (KeyError, TypeError):
         return 1
+
+
+def slice_norms(values: Array, order: int, axes: int | None = None) -> list[npt.NDArray[np.float64]]:
+    """Give the norm of every slice along the first axes, in one pass over the numbers and little memory.
+
+    Args:
+        values: a weight of any float or integer type.
+        order: 1 for the sum of magnitudes, 2 for the Euclidean norm.
+        axes: how many axes (default: all).
+    """
+    sums = [np.zeros(size) for size in values.shape[:axes]]
+    rows = max(1, BLOCK // max(1, values[0].size))
+    for start in range(0, len(values), rows):
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+            block = values[start : start + rows].astype(np.float32, copy=False)
+            block = block * block if order == 2 else np.abs(block)
+        if len(sums) < block.ndim:  # a product with ones sums short axes faster than a sum does
+            inner = block.reshape(*block.shape[: len(sums)], -1)
+            block = inner @ np.ones(inner.shape[-1], np.float32)
+        for axis in range(block.ndim):
+            others = tuple(a for a in range(block.ndim) if a != axis)
+            part = block.sum(axis=others, dtype=np.float64)
+            if axis == 0:
+                sums[0][start : start + rows] = part
+            else:
+                sums[axis] += part
+    return [np.sqrt(found) for found in sums] if order == 2 else sums
+
+
+def without_slots(values: Array, kept: npt.NDArray[np.bool_]) -> Array:
+    """Take other indices of the second axis in every group of rows.
+
+    Args:
+        values: a weight whose first axis falls into groups.
+        kept: (groups, second axis) which indices stay, as many in each group.
+    """
+    rows = values.reshape(len(kept), -1, *values.shape[1:])
+    picked = [np.compress(mask, group, axis=1) for mask, group in zip(kept, rows, strict=True)]
+    return np.concatenate(picked)

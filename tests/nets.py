@@ -1,7 +1,8 @@
 """Tiny networks, one or two operators each, with the widths of the groups a reader would find by hand.
 
 `NETS` is the table: name, widths and builder of each network. A width is the number of channels that can be kept or
-cut one by one; what an input, an output or an operator holds in place has none.
+cut one by one; what an input, an output or an operator holds in place has none. Where other modes find other groups,
+`Net.modes` has their widths.
 """
 
 from __future__ import annotations
@@ -20,22 +21,36 @@ CLASSES = 5
 TO_THE_END = np.iinfo(np.int64).max
 
 
+MODES: dict[str, dict[str, bool]] = {
+    "default": {},
+    "slots": {"slots": True},
+    "approximate": {"approximate": True},
+    "both": {"slots": True, "approximate": True},
+}
+"""What may be asked of `find_channels`."""
+
+
 @dataclass(frozen=True)
 class Net:
-    """One network: how to build it, and the widths of its groups, in ascending order."""
+    """One network: how to build it, and the widths of its groups, in ascending order, in each mode worth a look."""
 
     build: Callable[[], ModelProto]
-    widths: tuple[int, ...]
+    modes: dict[str, tuple[int, ...]]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the groups where nothing special is asked for."""
+        return self.modes["default"]
 
 
 NETS: dict[str, Net] = {}
 
 
-def net(*widths: int) -> Callable[[Callable[[], ModelProto]], Callable[[], ModelProto]]:
+def net(*widths: int, **modes: tuple[int, ...]) -> Callable[[Callable[[], ModelProto]], Callable[[], ModelProto]]:
     """Enter a builder in the table."""
 
     def enter(build: Callable[[], ModelProto]) -> Callable[[], ModelProto]:
-        NETS[build.__name__] = Net(build, tuple(sorted(widths)))
+        NETS[build.__name__] = Net(build, {mode: tuple(sorted(w)) for mode, w in {"default": widths, **modes}.items()})
         return build
 
     return enter
@@ -110,6 +125,10 @@ class Builder:
 
     def linear(self, x: str, before: int, after: int) -> str:
         return self.node("Gemm", x, self.weight(after, before), self.positive(after), transB=1)
+
+    def linear_rows(self, x: str, before: int, after: int) -> str:
+        product = self.node("MatMul", x, self.weight(before, after, fan_in=before))
+        return self.node("Add", product, self.positive(after))
 
     def head(self, x: str, channels: int) -> str:
         pooled = self.node("GlobalAveragePool", x)
@@ -484,12 +503,48 @@ def reduce_by_input() -> ModelProto:
     return b.done(b.linear(b.node("Add", untouched, length), 8, 4))
 
 
-@net(6)
+@net(6, 8)
 def reduce_over_channels() -> ModelProto:
     b = Builder()
     x = b.stem(8)
     total = b.node("ReduceSum", x, b.integers(1))
     return b.done(b.conv(b.relu(b.conv(b.node("Add", total, b.vector(1, 1, 6, 6)), 1, 6)), 6, 4))
+
+
+@net(6)
+def reduce_over_channels_that_are_not_zero() -> ModelProto:
+    b = Builder()
+    total = b.node("ReduceSum", b.node("Sigmoid", b.stem(8)), b.integers(1))
+    return b.done(b.conv(b.relu(b.conv(total, 1, 6)), 6, 4))
+
+
+@net(6)
+def peak_of_channels() -> ModelProto:
+    b = Builder()
+    peak = b.node("ReduceMax", b.conv(b.stem(6), 6, 8), axes=[1])
+    return b.done(b.conv(peak, 1, 4))
+
+
+@net(8)
+def length_of_channels() -> ModelProto:
+    b = Builder(opset=22)
+    return b.done(b.conv(b.node("LpNormalization", b.stem(8), axis=1, p=2), 8, 4))
+
+
+@net(approximate=(8,))
+def length_of_channels_that_are_not_zero() -> ModelProto:
+    b = Builder(opset=22)
+    x = b.node("LpNormalization", b.node("Exp", b.node("Neg", b.stem(8))), axis=1, p=2)
+    mean = b.node("ReduceMean", b.node("Cos", b.stem(8)), b.integers(1))
+    return b.done(b.conv(b.node("Mul", x, mean), 8, 4))
+
+
+@net(6, approximate=(6, 8))
+def mean_of_channels() -> ModelProto:
+    b = Builder()
+    x = b.node("Sigmoid", b.stem(8))
+    gate = b.node("Concat", b.node("ReduceMean", x, axes=[1]), b.node("ReduceMean", x, axes=[1, 3]), axis=3)
+    return b.done(b.conv(b.relu(b.conv(gate, 1, 6, 3, 3)), 6, 4))
 
 
 # ----------------------------------------------------------------------------- taking apart and together
@@ -1123,14 +1178,18 @@ def local_function() -> ModelProto:
 def operator_of_another_domain() -> ModelProto:
     b = Builder()
     b.domains.append(helper.make_opsetid("com.microsoft", 1))
-    x = b.node("QuickGelu", b.stem(8), domain="com.microsoft")
+    x = b.node("ExpandDims", b.stem(8), b.store(0, np.int32), domain="com.microsoft")
+    x = b.node("Squeeze", x, b.integers(0))
     return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4))
 
 
 @net(6)
 def operator_without_a_rule() -> ModelProto:
     b = Builder()
-    x = b.node("LRN", b.stem(8), size=3, alpha=1.0)
+    body = [helper.make_node("Softmax", ["a"], ["b"], axis=1)]
+    b.functions.append(helper.make_function("own", "Shares", ["a"], ["b"], body, [helper.make_opsetid("", b.opset)]))
+    b.domains.append(helper.make_opsetid("own", 1))
+    x = b.node("Shares", b.stem(8), domain="own")
     return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4))
 
 
@@ -1189,3 +1248,579 @@ def inverted_residual() -> ModelProto:
     wide = b.node("Clip", b.conv(wide, 12, 12, 3, 3, group=12, pads=[1] * 4), low, high)
     x = b.node("Add", x, b.conv(wide, 12, 8))
     return b.done(b.head(b.relu(b.conv(x, 8, 6)), 6))
+
+
+# ------------------------------------------------------------------------------------------- shuffles
+
+
+def shuffle(b: Builder, x: str, channels: int, groups: int, side: int = 6) -> str:
+    """Shuffle the channels of a map, as ShuffleNet does."""
+    x = b.node("Reshape", x, b.integers(0, groups, channels // groups, side, side))
+    return b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 1, 3, 4]), b.integers(0, -1, side, side))
+
+
+@net(8)
+def shuffled() -> ModelProto:
+    b = Builder()
+    return b.done(b.conv(shuffle(b, b.stem(8), 8, 2), 8, 4))
+
+
+@net(6, 12)
+def shuffled_three_times() -> ModelProto:
+    b = Builder()
+    x = shuffle(b, shuffle(b, b.stem(12), 12, 3), 12, 4)
+    return b.done(b.conv(shuffle(b, b.relu(b.conv(x, 12, 6)), 6, 2), 6, 4))
+
+
+@net(2, 2)
+def shuffled_with_a_free_batch() -> ModelProto:
+    b = Builder()
+    x = b.stem(8)
+    batch = b.node("Gather", b.node("Shape", x), b.integers(0))
+    y = b.node("Reshape", x, b.node("Concat", batch, b.integers(2, 4, 6, 6), axis=0))
+    y = b.node("Transpose", y, perm=[0, 2, 1, 3, 4])
+    y = b.node("Reshape", y, b.node("Concat", batch, b.integers(8, 6, 6), axis=0))
+    return b.done(b.conv(b.node("Add", x, y), 8, 4))
+
+
+@net(8)
+def shuffled_channels_last() -> ModelProto:
+    b = Builder()
+    x = b.node("Transpose", b.stem(8), perm=[0, 2, 3, 1])
+    x = b.node("Transpose", b.node("Reshape", x, b.integers(0, 6, 6, 4, 2)), perm=[0, 1, 2, 4, 3])
+    return b.done(b.node("MatMul", b.node("Reshape", x, b.integers(0, 6, 6, 8)), b.weight(8, 4)))
+
+
+@net(8)
+def shuffled_in_three_factors() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.stem(8), b.integers(-1, 2, 2, 2, 6, 6))
+    x = b.node("Transpose", x, perm=[0, 3, 2, 1, 4, 5])
+    return b.done(b.conv(b.node("Reshape", x, b.integers(-1, 8, 6, 6)), 8, 4))
+
+
+@net(2)
+def shuffled_with_flat_pixels() -> ModelProto:
+    b = Builder()
+    x = b.node("Transpose", b.node("Reshape", b.stem(8), b.integers(-1, 2, 4, 36)), perm=[0, 2, 1, 3])
+    return b.done(b.conv(b.node("Reshape", x, b.integers(-1, 8, 6, 6)), 8, 4))
+
+
+@net(4, 4)
+def shuffled_by_even_and_odd() -> ModelProto:
+    b = Builder()
+    x = b.stem(8)
+    parts = [b.node("Gather", x, b.integers(*range(first, 8, 2)), axis=1) for first in (0, 1)]
+    return b.done(b.conv(b.relu(b.node("Concat", *parts, axis=1)), 8, 4))
+
+
+@net(4, slots=(4,))
+def interleaved() -> ModelProto:
+    b = Builder()
+    x = b.input("N", 3, 6, 6)
+    maps = [b.node("Unsqueeze", b.relu(b.conv(x, 3, 4)), b.integers(1)) for _ in range(2)]
+    x = b.node("Transpose", b.node("Concat", *maps, axis=1), perm=[0, 2, 1, 3, 4])
+    return b.done(b.conv(b.node("Reshape", x, b.integers(0, 8, 6, 6)), 8, 4))
+
+
+@net(4)
+def what_a_shuffle_starts_with_is_read_elsewhere() -> ModelProto:
+    b = Builder()
+    split = b.node("Reshape", b.stem(8), b.integers(0, 4, 2, 6, 6))
+    x = b.node("Reshape", b.node("Transpose", split, perm=[0, 2, 1, 3, 4]), b.integers(0, 8, 6, 6))
+    back = b.node("Reshape", b.node("Tanh", split), b.integers(0, 8, 6, 6))
+    x = b.node("Add", x, b.relu(b.conv(back, 8, 8)))
+    return b.done(b.conv(x, 8, 4))
+
+
+def shufflenet_v1(b: Builder, x: str, channels: int, groups: int, *, downsample: bool, side: int) -> str:
+    """A unit of ShuffleNet v1; one that halves the map doubles the channels."""
+    inner = b.relu(b.conv(x, channels, 2 * groups, group=groups, bias=False))
+    inner = shuffle(b, inner, 2 * groups, groups, side)
+    pads, strides = [1] * 4, [1 + downsample] * 2
+    inner = b.conv(inner, 2 * groups, 2 * groups, 3, 3, group=2 * groups, pads=pads, strides=strides)
+    inner = b.conv(inner, 2 * groups, channels, group=groups)
+    if not downsample:
+        return b.relu(b.node("Add", x, inner))
+    pooled = b.node("AveragePool", x, kernel_shape=[3, 3], pads=pads, strides=strides)
+    return b.relu(b.node("Concat", pooled, inner, axis=1))
+
+
+@net(2, 2, 2, 2, 2)
+def two_stages_of_shufflenet_v1() -> ModelProto:
+    b = Builder(seed=1)
+    x = b.stem(6, size=8)
+    x = shufflenet_v1(b, x, 6, 3, downsample=True, side=8)
+    x = shufflenet_v1(b, x, 12, 3, downsample=False, side=4)
+    x = shufflenet_v1(b, x, 12, 3, downsample=True, side=4)
+    x = shufflenet_v1(b, x, 24, 3, downsample=False, side=2)
+    return b.done(b.head(x, 24))
+
+
+@net(2, 2, 4)
+def shufflenet_v1_in_two_groups() -> ModelProto:
+    b = Builder(seed=2)
+    x = b.stem(8, size=4)
+    x = shufflenet_v1(b, x, 8, 2, downsample=False, side=4)
+    return b.done(b.head(shufflenet_v1(b, x, 8, 2, downsample=False, side=4), 8))
+
+
+@net(2, 2, 2)
+def shufflenet_v1_in_four_groups() -> ModelProto:
+    b = Builder(seed=2)
+    x = b.stem(8, size=4)
+    x = shufflenet_v1(b, x, 8, 4, downsample=False, side=4)
+    return b.done(b.head(shufflenet_v1(b, x, 8, 4, downsample=False, side=4), 8))
+
+
+@net(2, 2, 2, 2, 4, 4, 6, 6)
+def two_units_of_shufflenet_v2() -> ModelProto:
+    b = Builder()
+    x = b.stem(8, size=4)
+    for _ in range(2):
+        left, right = b.nodes_of("Split", x, outputs=2, axis=1)
+        right = b.conv(b.relu(b.conv(right, 4, 6)), 6, 6, 3, 3, group=6, pads=[1] * 4)
+        x = shuffle(b, b.node("Concat", left, b.relu(b.conv(right, 6, 4)), axis=1), 8, 2, 4)
+    return b.done(b.head(x, 8))
+
+
+# ------------------------------------------------------------------------------ the inside of groups
+
+
+@net(4, 6)
+def two_groups() -> ModelProto:
+    b = Builder()
+    return b.done(b.head(b.relu(b.conv(b.stem(8), 8, 12, 3, 3, group=2)), 12))
+
+
+@net(8, slots=(2, 2))
+def eight_groups() -> ModelProto:
+    b = Builder()
+    return b.done(b.head(b.relu(b.conv(b.stem(16), 16, 16, 3, 3, group=8)), 16))
+
+
+@net(2, 2, slots=(2, 3))
+def groups_behind_a_concat() -> ModelProto:
+    b = Builder()
+    x = b.input("N", 3, 6, 6)
+    joined = b.node("Concat", b.conv(x, 3, 4), b.conv(x, 3, 4), axis=1)
+    return b.done(b.conv(b.relu(b.conv(joined, 8, 12, group=4)), 12, 4))
+
+
+@net(3, 4)
+def two_transposed_groups() -> ModelProto:
+    b = Builder()
+    weight = b.weight(8, 3, 3, 3, fan_in=4)
+    x = b.relu(b.node("ConvTranspose", b.stem(8), weight, b.vector(6), strides=[2, 2], group=2))
+    return b.done(b.conv(x, 6, 4))
+
+
+@net(4, slots=(2,), both=(2,))
+def groups_in_a_residual_stream() -> ModelProto:
+    b = Builder(seed=1)
+    x = b.stem(8)
+    return b.done(b.head(b.relu(b.node("Add", x, b.norm(b.conv(x, 8, 8, group=4), 8))), 8))
+
+
+@net(4, both=(2,))
+def group_norm_by_reshape() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.stem(8), b.integers(0, 4, -1))
+    x = b.node("Reshape", b.node("InstanceNormalization", x, b.vector(4), b.vector(4)), b.integers(0, 8, 6, 6))
+    return b.done(b.conv(b.relu(b.node("Mul", x, b.vector(8, 1, 1))), 8, 4))
+
+
+@net(4, both=(2,))
+def group_norm_by_shape() -> ModelProto:
+    b = Builder()
+    x = b.stem(8)
+    y = b.node("Reshape", x, b.integers(0, 4, -1))
+    y = b.node("InstanceNormalization", y, b.positive(4), b.vector(4))
+    y = b.node("Reshape", y, b.node("Shape", x))
+    return b.done(b.conv(b.node("Add", b.node("Mul", y, b.vector(8, 1, 1)), b.vector(8, 1, 1)), 8, 4))
+
+
+@net(4, approximate=(4,), both=(2,))
+def group_norm() -> ModelProto:
+    b = Builder(opset=21)
+    x = b.node("GroupNormalization", b.stem(8), b.vector(8), b.vector(8), num_groups=4)
+    return b.done(b.conv(b.relu(x), 8, 4))
+
+
+@net(2, 6, approximate=(2, 6), both=(3, 6))
+def group_norm_of_two() -> ModelProto:
+    b = Builder(opset=21)
+    x = b.node("GroupNormalization", b.conv(b.stem(6), 6, 6), b.vector(6), b.vector(6), num_groups=2, epsilon=0.1)
+    return b.done(b.conv(b.relu(x), 6, 4))
+
+
+# ------------------------------------------------------------------------------------ normalised rows
+
+
+@net(6, approximate=(6, 8))
+def layer_norm() -> ModelProto:
+    b = Builder()
+    x = b.node("Gather", b.weight(10, 8), b.input("N", 7, dtype=np.int64))
+    x = b.node("LayerNormalization", x, b.vector(8), b.vector(8), epsilon=0.1)
+    return b.done(b.linear_rows(b.relu(b.linear_rows(x, 8, 6)), 6, 4))
+
+
+@net(approximate=(6, 8))
+def layer_norm_of_two_axes() -> ModelProto:
+    b = Builder()
+    x = b.linear_rows(b.node("MatMul", b.weight(6, 5), b.input("N", 5, 3)), 3, 8)
+    x = b.node("LayerNormalization", x, b.vector(6, 8), b.vector(8), axis=1)
+    x = b.node("Transpose", b.linear_rows(x, 8, 3), perm=[0, 2, 1])
+    return b.done(b.linear_rows(x, 6, 4))
+
+
+@net(6, approximate=(6, 8))
+def layer_norm_written_out() -> ModelProto:
+    b = Builder()
+    x = b.node("Tanh", b.linear_rows(b.input("N", 7, 5), 5, 8))
+    x = b.node("Sub", x, b.node("ReduceMean", x, axes=[-1]))
+    variance = b.node("ReduceMean", b.node("Pow", x, b.store(2)), axes=[-1])
+    x = b.node("Div", x, b.node("Sqrt", b.node("Add", variance, b.store(0.1))))
+    x = b.node("Add", b.node("Mul", x, b.vector(8)), b.vector(8))
+    return b.done(b.linear_rows(b.relu(b.linear_rows(x, 8, 6)), 6, 4))
+
+
+@net(6, approximate=(6, 8))
+def rms_norm() -> ModelProto:
+    b = Builder(opset=23)
+    x = b.linear_rows(b.input("N", 7, 5), 5, 8)
+    x = b.node("RMSNormalization", x, b.vector(8), epsilon=0.1)
+    return b.done(b.linear_rows(b.relu(b.linear_rows(x, 8, 6)), 6, 4))
+
+
+@net(6, approximate=(6, 8))
+def local_response_norm() -> ModelProto:
+    b = Builder()
+    x = b.node("LRN", b.stem(8), size=5, alpha=1.0, beta=0.5, bias=2.0)
+    return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4))
+
+
+@net(6, 8, approximate=(6, 8))
+def mean_variance_norm() -> ModelProto:
+    b = Builder()
+    x = b.node("MeanVarianceNormalization", b.stem(8), axes=[2, 3])
+    return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4))
+
+
+@net(6, approximate=(6, 8))
+def mean_variance_norm_of_channels() -> ModelProto:
+    b = Builder()
+    x = b.node("MeanVarianceNormalization", b.conv(b.stem(6), 6, 8), axes=[1, 2, 3])
+    return b.done(b.conv(x, 8, 4))
+
+
+# ------------------------------------------------------------------------------------------ attention
+
+HEADS, SIZE, ROWS, WIDTH = 4, 3, 5, 8
+
+
+def rows_of(b: Builder) -> str:
+    """Rows of numbers that can be cut: (N, ROWS, WIDTH)."""
+    return b.relu(b.linear_rows(b.input("N", ROWS, 6), 6, WIDTH))
+
+
+def to_heads(b: Builder, x: str, *, transposed: bool = False) -> str:
+    """(N, ROWS, HEADS * SIZE) to (N, HEADS, ROWS, SIZE), or with the last two axes exchanged."""
+    x = b.node("Reshape", x, b.integers(0, ROWS, HEADS, SIZE))
+    return b.node("Transpose", x, perm=[0, 2, 3, 1] if transposed else [0, 2, 1, 3])
+
+
+def from_heads(b: Builder, x: str) -> str:
+    """Go back to rows, and on to 4 numbers each."""
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 1, 3]), b.integers(0, ROWS, HEADS * SIZE))
+    return b.linear_rows(x, HEADS * SIZE, 4)
+
+
+def attend(b: Builder, q: str, k: str, v: str, scale: str = "") -> str:
+    """Let rows look at rows; k comes transposed."""
+    scores = b.node("Mul", b.node("MatMul", q, k), scale or b.store(0.6))
+    return b.node("MatMul", b.node("Softmax", scores, axis=-1), v)
+
+
+def queries_keys_values(b: Builder, x: str) -> list[str]:
+    return [b.linear_rows(x, WIDTH, HEADS * SIZE) for _ in range(3)]
+
+
+@net(4, 8, slots=(3, 3, 8))
+def attention() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    return b.done(from_heads(b, attend(b, to_heads(b, q), to_heads(b, k, transposed=True), to_heads(b, v))))
+
+
+@net(8, 12, 12)
+def attention_of_one_head() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    return b.done(b.linear_rows(attend(b, q, b.node("Transpose", k, perm=[0, 2, 1]), v), 12, 4))
+
+
+@net(8, 12)
+def attention_of_what_is_not_zero() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    k = b.node("Transpose", b.node("Sigmoid", k), perm=[0, 2, 1])
+    return b.done(b.linear_rows(attend(b, b.node("Sigmoid", q), k, v), 12, 4))
+
+
+@net(8, 12, 12)
+def attention_where_one_side_is_zero() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    k = b.node("Transpose", b.node("Sigmoid", k), perm=[0, 2, 1])
+    return b.done(b.linear_rows(attend(b, q, k, v), 12, 4))
+
+
+@net(4, 8, slots=(3, 8))
+def attention_of_heads_that_are_not_zero() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    q, k = to_heads(b, b.node("Sigmoid", q)), to_heads(b, b.node("Sigmoid", k), transposed=True)
+    return b.done(from_heads(b, attend(b, q, k, to_heads(b, v), b.store(3))))
+
+
+@net(4, 8, slots=(3, 3, 8))
+def attention_scaled_by_its_size() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    q = to_heads(b, q)
+    size = b.node("Slice", b.node("Shape", q), b.integers(-1), b.integers(TO_THE_END))
+    scale = b.node("Div", b.store([1]), b.node("Sqrt", b.node("Cast", size, to=1)))
+    return b.done(from_heads(b, attend(b, q, to_heads(b, k, transposed=True), to_heads(b, v), scale)))
+
+
+@net(4, 8, slots=(3, 3, 8))
+def packed_attention_in_chunks() -> ModelProto:
+    b = Builder()
+    packed = b.linear_rows(rows_of(b), WIDTH, 3 * HEADS * SIZE)
+    q, k, v = b.nodes_of("Split", packed, outputs=3, axis=2)
+    return b.done(from_heads(b, attend(b, to_heads(b, q), to_heads(b, k, transposed=True), to_heads(b, v))))
+
+
+def packed_attention(shape: tuple[int, int, int], perm: tuple[int, ...]) -> ModelProto:
+    """Attention whose queries, keys and values come from one product, and are taken apart by a Reshape."""
+    b = Builder()
+    packed = b.linear_rows(rows_of(b), WIDTH, 3 * HEADS * SIZE)
+    packed = b.node("Transpose", b.node("Reshape", packed, b.integers(0, ROWS, *shape)), perm=perm)
+    q, k, v = (b.node("Gather", packed, b.store(part, np.int64), axis=0) for part in range(3))
+    return b.done(from_heads(b, attend(b, q, b.node("Transpose", k, perm=[0, 1, 3, 2]), v)))
+
+
+@net(4, 8, slots=(3, 8))
+def packed_attention_by_part_and_head() -> ModelProto:
+    return packed_attention((3, HEADS, SIZE), (2, 0, 3, 1, 4))
+
+
+@net(4, 8, slots=(3, 8))
+def packed_attention_by_head_and_part() -> ModelProto:
+    return packed_attention((HEADS, 3, SIZE), (3, 0, 2, 1, 4))
+
+
+@net(4, 8, slots=(3, 3, 8))
+def torch_attention() -> ModelProto:
+    b = Builder()
+    batch = 2
+    x = b.relu(b.linear_rows(b.input(ROWS, batch, 6), 6, WIDTH))
+    q, k, v = (
+        b.node("Transpose", b.node("Reshape", y, b.integers(ROWS, batch * HEADS, SIZE)), perm=[1, 0, 2])
+        for y in queries_keys_values(b, x)
+    )
+    x = attend(b, q, b.node("Transpose", k, perm=[0, 2, 1]), v)
+    x = b.node("Reshape", b.node("Transpose", x, perm=[1, 0, 2]), b.integers(ROWS * batch, HEADS * SIZE))
+    return b.done(b.node("Reshape", b.linear(x, HEADS * SIZE, 4), b.integers(ROWS, batch, 4)))
+
+
+@net(2, 8, slots=(3, 3, 8))
+def attention_of_shared_keys() -> ModelProto:
+    b = Builder()
+    x = rows_of(b)
+    q = to_heads(b, b.linear_rows(x, WIDTH, HEADS * SIZE))
+    shared = []
+    for _ in range(2):
+        y = b.node("Reshape", b.linear_rows(x, WIDTH, 2 * SIZE), b.integers(0, ROWS, 2, SIZE))
+        y = b.node("Unsqueeze", b.node("Transpose", y, perm=[0, 2, 1, 3]), b.integers(2))
+        y = b.node("Expand", y, b.integers(1, 2, 2, ROWS, SIZE))
+        shared.append(b.node("Reshape", y, b.integers(-1, HEADS, ROWS, SIZE)))
+    return b.done(from_heads(b, attend(b, q, b.node("Transpose", shared[0], perm=[0, 1, 3, 2]), shared[1])))
+
+
+@net(4, 8, slots=(3, 8))
+def linear_attention() -> ModelProto:
+    b = Builder()
+    q, k, v = queries_keys_values(b, rows_of(b))
+    q, k = (b.node("Add", b.node("Elu", y), b.store(1)) for y in (q, k))
+    k = to_heads(b, k, transposed=True)
+    total = b.node("ReduceSum", k, b.integers(3), keepdims=0)
+    share = b.node("MatMul", to_heads(b, q), b.node("Unsqueeze", total, b.integers(3)))
+    x = b.node("MatMul", to_heads(b, q), b.node("MatMul", k, to_heads(b, v)))
+    return b.done(from_heads(b, b.node("Div", x, share)))
+
+
+@net(4, 8, slots=(3, 8), both=(3, 3, 8))
+def attention_of_normalised_heads() -> ModelProto:
+    b = Builder()
+    q, k, v = (to_heads(b, y) for y in queries_keys_values(b, rows_of(b)))
+    q, k = (b.node("LayerNormalization", y, b.vector(SIZE), b.vector(SIZE), epsilon=0.1) for y in (q, k))
+    return b.done(from_heads(b, attend(b, q, b.node("Transpose", k, perm=[0, 1, 3, 2]), v)))
+
+
+@net(4, 8, both=(3, 8))
+def attention_of_heads_normalised_by_one_scale() -> ModelProto:
+    b = Builder()
+    q, k, v = (to_heads(b, y) for y in queries_keys_values(b, rows_of(b)))
+    q, k = (b.node("LayerNormalization", y, b.positive(1), b.positive(1), epsilon=0.1) for y in (q, k))
+    return b.done(from_heads(b, attend(b, q, b.node("Transpose", k, perm=[0, 1, 3, 2]), v)))
+
+
+@net(4, 8)
+def windowed_attention() -> ModelProto:
+    b = Builder()
+    side, window, channels = 4, 2, HEADS * SIZE
+    x = b.relu(b.linear_rows(b.input("N", side, side, 6), 6, WIDTH))
+    for axis in (1, 2):  # rolled by one
+        front = b.node("Slice", x, b.integers(1), b.integers(TO_THE_END), b.integers(axis))
+        x = b.node("Concat", front, b.node("Slice", x, b.integers(0), b.integers(1), b.integers(axis)), axis=axis)
+    x = b.node("Reshape", x, b.integers(0, side // window, window, side // window, window, WIDTH))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 1, 3, 2, 4, 5]), b.integers(-1, window**2, WIDTH))
+    packed = b.linear_rows(x, WIDTH, 3 * channels)
+    packed = b.node("Reshape", packed, b.integers(-1, window**2, 3, HEADS, SIZE))
+    parts = b.nodes_of("Split", b.node("Transpose", packed, perm=[2, 0, 3, 1, 4]), outputs=3, axis=0)
+    q, k, v = (b.node("Squeeze", part, b.integers(0)) for part in parts)
+    scores = b.node("MatMul", b.node("Mul", q, b.store(0.6)), b.node("Transpose", k, perm=[0, 1, 3, 2]))
+    places = np.stack(np.meshgrid(*[range(window)] * 2, indexing="ij")).reshape(2, -1)
+    apart = places[:, :, None] - places[:, None] + window - 1
+    table = b.node(
+        "Gather", b.weight((2 * window - 1) ** 2, HEADS, fan_in=1), b.integers(*(apart[0] * 3 + apart[1]).flat)
+    )
+    bias = b.node("Reshape", table, b.integers(window**2, window**2, -1))
+    bias = b.node("Unsqueeze", b.node("Transpose", bias, perm=[2, 0, 1]), b.integers(0))
+    x = b.node("MatMul", b.node("Softmax", b.node("Add", scores, bias), axis=-1), v)
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 1, 3]), b.integers(-1, window**2, channels))
+    x = b.node("Reshape", b.linear_rows(x, channels, 4), b.integers(-1, 2, 2, window, window, 4))
+    return b.done(b.node("Reshape", b.node("Transpose", x, perm=[0, 1, 3, 2, 4, 5]), b.integers(-1, side, side, 4)))
+
+
+@net(3, 3, 4, 8)
+def attention_by_einsum() -> ModelProto:
+    b = Builder()
+    x = rows_of(b)
+    q, k, v = (b.node("Einsum", x, b.weight(WIDTH, HEADS, SIZE, fan_in=WIDTH), equation="nld,dhs->nlhs") for _ in "qkv")
+    shares = b.node("Softmax", b.node("Einsum", q, k, equation="nqhs, nkhs -> nhqk"), axis=-1)
+    x = b.node("Einsum", shares, v, equation="nhqk,nkhs->nqhs")
+    return b.done(b.node("Einsum", x, b.weight(HEADS, SIZE, 4, fan_in=12), equation="nlhs,hsd->nld"))
+
+
+@net(3, 4, 8)
+def attention_by_einsum_of_what_is_not_zero() -> ModelProto:
+    b = Builder()
+    x = rows_of(b)
+    q, k, v = (b.node("Einsum", x, b.weight(WIDTH, HEADS, SIZE, fan_in=WIDTH), equation="nld,dhs->nlhs") for _ in "qkv")
+    q, k = b.node("Sigmoid", q), b.node("Exp", k)
+    shares = b.node("Softmax", b.node("Einsum", q, k, equation="nqhs,nkhs->nhqk"), axis=-1)
+    x = b.node("Einsum", shares, v, equation="nhqk,nkhs->nqhs")
+    return b.done(b.node("Einsum", x, b.weight(HEADS, SIZE, 4, fan_in=12), equation="nlhs,hsd->nld"))
+
+
+@net(8)
+def einsum_of_one_operand() -> ModelProto:
+    b = Builder()
+    x = b.node("Einsum", rows_of(b), equation="nld->ndl")
+    return b.done(b.node("MatMul", b.weight(4, WIDTH), x), b.node("Einsum", x, equation="ndl->nl"))
+
+
+@net(6, 6, 8)
+def einsum_that_leaves_axes_unnamed() -> ModelProto:
+    b = Builder()
+    x = b.node("Einsum", rows_of(b), b.weight(WIDTH, 6, fan_in=WIDTH), equation="...d,de->...e")
+    return b.done(b.linear_rows(b.relu(b.linear_rows(x, 6, 6)), 6, 4))
+
+
+@net(6)
+def einsum_of_three() -> ModelProto:
+    b = Builder()
+    factors = b.weight(WIDTH, 5, fan_in=WIDTH), b.weight(5, 6, fan_in=5)
+    x = b.node("Einsum", rows_of(b), *factors, equation="nld,de,ef->nlf")
+    return b.done(b.linear_rows(b.relu(b.linear_rows(x, 6, 6)), 6, 4))
+
+
+@net(4, 6, approximate=(4, 6, 8), both=(3, 3, 6, 8))
+def vision_transformer() -> ModelProto:
+    b = Builder()
+    x = b.conv(b.input("N", 3, 4, 4), 3, WIDTH, 2, 2, strides=[2, 2])
+    x = b.node("Transpose", b.node("Reshape", x, b.integers(0, WIDTH, -1)), perm=[0, 2, 1])
+    first = b.node(
+        "Concat", b.node("Slice", b.node("Shape", x), b.integers(0), b.integers(1)), b.integers(1, -1), axis=0
+    )
+    ones = b.node("ConstantOfShape", b.integers(3), value=numpy_helper.from_array(np.ones(1, np.int64)))
+    first = b.node("Where", b.node("Equal", first, b.node("Mul", ones, b.integers(-1))), ones, first)
+    x = b.node("Concat", b.node("Expand", b.vector(1, 1, WIDTH), first), x, axis=1)
+    x = b.node("Add", x, b.vector(1, ROWS, WIDTH))
+    y = b.node("LayerNormalization", x, b.vector(WIDTH), b.vector(WIDTH))
+    q, k, v = queries_keys_values(b, y)
+    y = attend(b, to_heads(b, q), to_heads(b, k, transposed=True), to_heads(b, v))
+    y = b.node("Reshape", b.node("Transpose", y, perm=[0, 2, 1, 3]), b.integers(0, ROWS, HEADS * SIZE))
+    x = b.node("Add", x, b.linear_rows(y, HEADS * SIZE, WIDTH))
+    y = b.node("LayerNormalization", x, b.vector(WIDTH), b.vector(WIDTH))
+    y = b.linear_rows(b.node("Tanh", b.linear_rows(y, WIDTH, 6)), 6, WIDTH)
+    x = b.node("LayerNormalization", b.node("Add", x, y), b.vector(WIDTH), b.vector(WIDTH))
+    return b.done(b.linear(b.node("Gather", x, b.store(0, np.int64), axis=1), WIDTH, 4))
+
+
+# ------------------------------------------------------------------------------- splitting and merging
+
+
+@net(4, 4)
+def pixels_shuffled_by_reshape() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.conv(b.stem(4, size=3), 4, 16), b.integers(0, 4, 2, 2, 3, 3))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 1, 4, 2, 5, 3]), b.integers(0, 4, 6, 6))
+    return b.done(b.conv(x, 4, 4))
+
+
+@net(6)
+def pixels_packed_by_reshape() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.stem(6), b.integers(0, 6, 3, 2, 3, 2))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 3, 5, 1, 2, 4]), b.integers(0, 24, 3, 3))
+    return b.done(b.conv(x, 24, 4))
+
+
+@net(6, 8)
+def generator() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.relu(b.linear(b.input("N", 5), 5, 72)), b.integers(-1, 8, 3, 3))
+    x = b.relu(b.node("ConvTranspose", x, b.weight(8, 6, 2, 2, fan_in=8), strides=[2, 2]))
+    return b.done(b.conv(x, 6, 4))
+
+
+@net(6, 8)
+def generator_of_tensorflow() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.relu(b.linear(b.input("N", 5), 5, 72)), b.integers(-1, 3, 3, 8))
+    x = b.node("Transpose", x, perm=[0, 3, 1, 2])
+    x = b.relu(b.node("ConvTranspose", x, b.weight(8, 6, 2, 2, fan_in=8), strides=[2, 2]))
+    return b.done(b.node("Transpose", b.conv(x, 6, 4), perm=[0, 2, 3, 1]))
+
+
+@net()
+def factors_that_do_not_fit() -> ModelProto:
+    b = Builder()
+    x = b.node("Reshape", b.relu(b.linear(b.input("N", 5), 5, 24)), b.integers(-1, 4, 6))
+    x = b.node("Reshape", b.node("Tanh", x), b.integers(-1, 6, 4))
+    return b.done(b.linear_rows(x, 4, 4))
+
+
+@net(6, 8)
+def quantised_weights() -> ModelProto:
+    b = Builder()
+    numbers, zeros = b.store(b.rng.integers(-100, 100, (6, 8, 1, 1)), np.int8), b.store(np.arange(6) - 3, np.int8)
+    weight = b.node("DequantizeLinear", numbers, b.store(np.full(6, 0.01)), zeros, axis=0)
+    x = b.relu(b.node("Conv", b.stem(8), weight))
+    numbers = b.store(b.rng.integers(50, 200, (4, 6, 1, 1)), np.uint8)
+    weight = b.node("DequantizeLinear", numbers, b.store(0.01), b.store(128, np.uint8))
+    return b.done(b.node("Conv", x, weight))

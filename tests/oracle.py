@@ -7,7 +7,11 @@ alone, with onnx, numpy and onnxruntime, it checks that
 2. its multiply-accumulates, counted again, are those the plan predicts, and so are the original's;
 3. inputs and outputs keep names, types and shapes, free axes included;
 4. whatever the plan does not touch is the same, bit for bit, and what it touches lost exactly the planned slices;
-5. its outputs equal those of the original with all removed slices set to zero.
+5. its outputs equal those of the original with all removed slices set to zero (quantised ones to their zero point).
+
+A cut that is not exact (`approximate`) is compared to a model in which every normalisation over a cut axis is written
+out, over what stays of it. Which indices of an activation stay is not in the plan's JSON: there, and only there, the
+oracle takes onnxprune's atoms at their word.
 
 `blind_layers` says where (5) proves little: layers whose weights may be wrong without moving the output.
 """
@@ -21,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import masked_norms
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -38,13 +43,18 @@ POWER = 100
 
 SIZE_INPUTS = {
     *(("Expand", 1), ("Gather", 1), ("Pad", 1), ("Reshape", 1), ("Slice", 1), ("Split", 1), ("Squeeze", 1)),
-    *(("ConstantOfShape", 0), ("Resize", 3), ("Slice", 2)),
+    *(("ConstantOfShape", 0), ("Resize", 3), ("Slice", 2), ("Tile", 1)),
 }
 """Inputs that hold sizes or positions: the only ones, beside shared parameters, whose numbers may be written anew."""
 
 SIZE_ATTRIBUTES = {
+    "Attention": {"q_num_heads", "kv_num_heads", "scale"},
     "Conv": {"group"},
+    "ConvInteger": {"group"},
     "ConvTranspose": {"group"},
+    "FusedConv": {"group"},
+    "GroupNormalization": {"num_groups"},
+    "QLinearConv": {"group"},
     "Pad": {"pads"},
     "Slice": {"starts", "ends"},
     "Split": {"split", "num_outputs"},
@@ -53,9 +63,38 @@ SIZE_ATTRIBUTES = {
 
 NOT_ZEROED = {
     *(("BatchNormalization", 1), ("BatchNormalization", 4), ("InstanceNormalization", 1)),
-    *(("Div", 1), ("Mod", 1), ("Pow", 1), ("Log", 0), ("Reciprocal", 0)),
+    *(("Compress", 1), ("Div", 1), ("Mod", 1), ("Pow", 1), ("Log", 0), ("Reciprocal", 0)),
+    *((op, position) for op in ("QuantizeLinear", "DequantizeLinear") for position in (1, 2)),
+    *((op, at) for op in ("QLinearAdd", "QLinearConv", "QLinearMatMul", "QLinearMul") for at in (1, 2, 4, 5, 6, 7)),
+    *((op, at) for op in ("QLinearLeakyRelu", "QLinearSigmoid") for at in (1, 2, 3, 4)),
+    *((op, at) for op in ("QLinearAveragePool", "QLinearGlobalAveragePool") for at in (1, 2, 3, 4)),
+    *(("QLinearConcat", at) for at in range(50) if at % 3 != 2),
+    *(("QGemm", at) for at in (1, 2, 4, 5, 7, 8)),
+    *((op, at) for op in ("ConvInteger", "MatMulInteger") for at in (2, 3)),
 }
-"""Inputs where a zero is no absence: scales of a normalisation, variances, divisors, exponents."""
+"""Inputs where a zero is no absence: scales of a normalisation, variances, divisors, exponents, zero points."""
+
+ZERO_POINTS = {
+    ("DequantizeLinear", 0): (2, 1),
+    ("QLinearConv", 3): (5, 0),
+    ("QLinearMatMul", 0): (2, -2),
+    ("QLinearMatMul", 3): (5, -1),
+    ("QLinearAdd", 0): (2, 0),
+    ("QLinearAdd", 3): (5, 0),
+    ("QLinearMul", 0): (2, 0),
+    ("QLinearMul", 3): (5, 0),
+    ("QGemm", 3): (5, -1),
+    ("ConvInteger", 1): (3, 0),
+    ("MatMulInteger", 0): (2, -2),
+    ("MatMulInteger", 1): (3, -1),
+}
+"""For each quantised operand (operator, input): which input says what is zero, and along which axis if not a scalar."""
+
+COUNTED = {
+    *("Attention", "Conv", "ConvInteger", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU"),
+    *("Gemm", "LSTM", "MatMul", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul", "RNN"),
+}
+"""Operators that multiply and accumulate."""
 
 SQUASHING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
 """A head that ends in one of these hides errors: what it reads is compared as well, and 1 counts as its scale."""
@@ -72,14 +111,18 @@ class Checked:
         small: the cut model.
         content: the plan's JSON.
         found: what onnxprune found in the original.
+        chosen: the plan.
         feeds: the inputs that were run.
+        approximate: whether axes may have shrunk that normalisations average over.
     """
 
     original: ModelProto
     small: ModelProto
     content: dict[str, Any]
     found: channels.Channels
+    chosen: plan.Plan
     feeds: list[Values]
+    approximate: bool = False
 
     @cached_property
     def macs(self) -> tuple[int, int]:
@@ -96,6 +139,8 @@ def check(
     keep: Sequence[str] = (),
     feeds: list[Values] | None = None,
     run: bool = True,
+    approximate: bool = False,
+    slots: bool = False,
 ) -> Checked:
     """Cut a model and check everything.
 
@@ -107,6 +152,8 @@ def check(
         keep: patterns of node names to leave alone.
         feeds: inputs to run; by default random ones for batch 1, and for batch 2 where the batch is free.
         run: whether to compare outputs.
+        approximate: let axes shrink that normalisations average over.
+        slots: cut the inside of groups and heads.
     """
     folder = source.parent if isinstance(source, Path) else Path()
     original = onnx.load(source) if isinstance(source, Path) else source
@@ -116,7 +163,7 @@ def check(
         if isinstance(source, Path)
         else model.analyse(source, folder, runtime.evaluate, asked or {})
     )
-    found = channels.find_channels(loaded, keep)
+    found = channels.find_channels(loaded, keep, approximate=approximate, slots=slots)
     chosen = random_plan(found, seed) if kept is None else kept
     content = plan.to_json(found, chosen, "", {})
     costs = metrics.Costs(found)
@@ -126,7 +173,8 @@ def check(
     if isinstance(source, Path):
         onnx.load_external_data_for_model(small, str(folder))
 
-    done = Checked(original, small, content, found, feeds or random_feeds(original, loaded.bound, seed))
+    feeds = feeds or random_feeds(original, loaded.bound, seed)
+    done = Checked(original, small, content, found, chosen, feeds, approximate)
     check_valid(original, small)
     check_signature(original, small)
     check_numbers(original, small, content)
@@ -197,17 +245,38 @@ def count_macs(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> int:
     for node in proto.graph.node:
         size = [shapes.get(name, ()) for name in node.input]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Conv":
-            total += volume(shapes[node.output[0]]) * volume(size[1][1:])
+        if node.op_type in ("Conv", "ConvInteger", "FusedConv", "QLinearConv"):
+            total += volume(shapes[node.output[0]]) * volume(size[3 if node.op_type == "QLinearConv" else 1][1:])
         elif node.op_type == "ConvTranspose":
             total += volume(size[0]) * volume(size[1][1:])
-        elif node.op_type == "Gemm":
+        elif node.op_type == "Attention":
+            past = size[4][2] if len(node.input) > 4 and node.input[4] else 0
+            total += (volume(size[0]) + volume(shapes[node.output[0]])) * (size[1][-2] + past)
+        elif node.op_type in ("FusedGemm", "Gemm", "QGemm"):
             total += volume(shapes[node.output[0]]) * size[0][0 if attributes.get("transA", 0) else 1]
-        elif node.op_type == "MatMul":
-            total += volume(shapes[node.output[0]]) * size[0][-1]
+        elif node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul"):
+            total += volume(shapes[node.output[0]]) * size[0][-2 if attributes.get("transA", 0) else -1]
+        elif node.op_type == "Einsum" and len(node.input) == 2:
+            terms = named_axes(attributes["equation"].decode(), size)
+            terms = [  # unnamed axes have digits for labels
+                term.replace("...", "0123456789"[-n:] if (n := len(shape) - len(term.replace("...", ""))) else "")
+                for term, shape in zip(terms, size, strict=True)
+            ]
+            labels: dict[str, int] = {}
+            for term, shape in zip(terms, size, strict=True):
+                for label, length in zip(term, shape, strict=True):
+                    labels[label] = max(length, labels.get(label, 0))
+            total += volume(labels.values())
         elif node.op_type in ("LSTM", "GRU", "RNN"):
             total += (volume(size[1]) + volume(size[2])) * size[0][0] * size[0][1]
     return total
+
+
+def named_axes(equation: str, shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    """Read the operands of an Einsum; axes that it leaves unnamed get digits, the last one 0."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    unnamed = [len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes, strict=True)]
+    return [term.replace("...", "9876543210"[10 - n :]) for term, n in zip(terms, unnamed, strict=True)]
 
 
 def volume(shape: Iterable[int]) -> int:
@@ -233,8 +302,7 @@ def tensor_shapes(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> di
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
-    counted = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-    wanted = [n for node in proto.graph.node if node.op_type in counted for n in [*node.input, *node.output] if n]
+    wanted = [n for node in proto.graph.node if node.op_type in COUNTED for n in [*node.input, *node.output] if n]
     missing = [name for name in dict.fromkeys(wanted) if name not in shapes]
     if missing:
         del copy.graph.output[:]
@@ -300,9 +368,20 @@ def removed_slices(content: dict[str, Any]) -> dict[str | tuple[int, int], dict[
     return gone
 
 
+def removed_in_groups(content: dict[str, Any]) -> dict[str, list[list[int]]]:
+    """Read from a plan which indices of the second axis go, group of rows by group of rows."""
+    assert all(entry["axis"] == 1 for entry in content["removed_in_groups"])
+    return {entry["tensor"]: entry["indices"] for entry in content["removed_in_groups"]}
+
+
+def rows_of_groups(values: Array, groups: int) -> list[Array]:
+    """Take the rows of each group apart, as views."""
+    return list(values.reshape(groups, -1, *values.shape[1:]))
+
+
 def check_numbers(original: ModelProto, small: ModelProto, content: dict[str, Any]) -> None:
     """Check that every stored number a node reads is the original's less what the plan removes."""
-    gone = removed_slices(content)
+    gone, in_groups = removed_slices(content), removed_in_groups(content)
     root, small_root = aliases(original), aliases(small)
     stored, small_stored = stored_by_name(original), stored_by_name(small)
     small_nodes = {node.output[0]: node for node in small.graph.node if node.output}
@@ -314,6 +393,10 @@ def check_numbers(original: ModelProto, small: ModelProto, content: dict[str, An
             where = f"input {position} of {node.name or node.output[0]} ({name})"
             assert now.input[position] in small_root, f"{where} is stored no more"
             expected = numpy_helper.to_array(stored[root[name]])
+            if root[name] in in_groups:
+                lists = in_groups[root[name]]
+                rows = zip(rows_of_groups(expected, len(lists)), lists, strict=True)
+                expected = np.concatenate([np.delete(group, indices, 1) for group, indices in rows])
             for axis, indices in gone.get((index, position), gone.get(root[name], {})).items():
                 expected = np.delete(expected, indices, axis)
             tensor = small_stored[small_root[now.input[position]]]
@@ -321,11 +404,11 @@ def check_numbers(original: ModelProto, small: ModelProto, content: dict[str, An
             result = numpy_helper.to_array(tensor)
             assert expected.shape == result.shape, f"{where}: {result.shape} instead of {expected.shape}"
             assert expected.tobytes() == result.tobytes(), f"{where} holds other numbers than planned"
-    _check_initializers(original, small, gone, root)
+    _check_initializers(original, small, {*gone, *in_groups}, root)
 
 
 def _check_initializers(
-    original: ModelProto, small: ModelProto, gone: dict[str | tuple[int, int], Any], root: Mapping[str, str]
+    original: ModelProto, small: ModelProto, gone: set[str | tuple[int, int]], root: Mapping[str, str]
 ) -> None:
     """Check that initializers nobody cuts stay, to the letter and in their order."""
     touched = {key for key in gone if isinstance(key, str)}
@@ -349,15 +432,56 @@ def _check_initializers(
             assert tensor.name not in read
 
 
+def shuffles_as_gathers(original: ModelProto, small: ModelProto) -> dict[int, set[int]]:
+    """Find the chains of Reshape, Transpose and Reshape in whose place the cut model has one Gather.
+
+    That the Gather does what they did is for the outputs to show; here it is checked that nobody else reads what is
+    gone, and that the Gather is a permutation with constant indices, from the chain's input to its output.
+
+    Returns:
+        For the last node of each chain, the others.
+    """
+    made = {name: index for index, node in enumerate(original.graph.node) for name in node.output}
+    readers = Counter(name for node in original.graph.node for name in node.input)
+    readers.update(value.name for value in original.graph.output)
+    stored, now = stored_by_name(original), stored_by_name(small)
+    found = {}
+    for node in small.graph.node:
+        last = made.get(node.output[0])
+        if node.op_type != "Gather" or last is None or original.graph.node[last].op_type == "Gather":
+            continue
+        chain = [last]
+        while len(chain) < 3:
+            chain.insert(0, made[original.graph.node[chain[0]].input[0]])
+        nodes = [original.graph.node[index] for index in chain]
+        where = f"the Gather {node.name}"
+        assert [n.op_type for n in nodes] == ["Reshape", "Transpose", "Reshape"], (
+            f"{where} is in place of another chain"
+        )
+        assert all(readers[n.output[0]] == 1 for n in nodes[:-1]), f"{where} is in place of what others read"
+        assert node.input[0] == nodes[0].input[0], f"{where} reads {node.input[0]!r}"
+        assert (node.name, node.domain) == (nodes[-1].name, nodes[-1].domain)
+        assert [a.name for a in node.attribute] == ["axis"]
+        order = now[node.input[1]]
+        assert order.name == f"{node.output[0]}_order" or order.name.startswith(f"{node.output[0]}_order_")
+        assert order.name not in [*stored, *made]
+        assert order.data_type == TensorProto.INT64
+        values = numpy_helper.to_array(order)
+        assert np.array_equal(np.sort(values), np.arange(len(values))), f"{where} permutes nothing"
+        found[last] = set(chain[:-1])
+    return found
+
+
 def check_nodes(original: ModelProto, small: ModelProto, content: dict[str, Any]) -> None:
-    """Check that nodes keep their order and everything in them but sizes."""
-    gone = removed_slices(content)
+    """Check that nodes keep their order and everything in them but sizes; a shuffle may be one Gather."""
+    gone, gathers = removed_slices(content), shuffles_as_gathers(original, small)
+    gathered = {index for chain in gathers.values() for index in chain}
     sized, root = from_sizes(original), aliases(original)
     constants = {node.output[0] for node in original.graph.node if node.op_type == "Constant"}
     ours = {tuple(node.output): index for index, node in enumerate(original.graph.node)}
     order = [ours[tuple(node.output)] for node in small.graph.node if tuple(node.output) in ours]
     assert order == sorted(order), "nodes changed their order"
-    for index in set(range(len(original.graph.node))) - set(order):
+    for index in set(range(len(original.graph.node))) - set(order) - gathered:
         node = original.graph.node[index]
         assert all(o in sized or o in root for o in node.output), f"node {node.name} ({node.op_type}) is gone"
     names = {name for node in original.graph.node for name in [*node.input, *node.output]}
@@ -369,6 +493,8 @@ def check_nodes(original: ModelProto, small: ModelProto, content: dict[str, Any]
             sized.update(node.output)
             continue
         index = ours[tuple(node.output)]
+        if index in gathers:
+            continue
         before = original.graph.node[index]
         where = f"node {before.name or before.output[0]} ({before.op_type})"
         for field in ("name", "op_type", "domain", "doc_string", "overload"):
@@ -418,15 +544,15 @@ def check_rest(original: ModelProto, small: ModelProto) -> None:
 
 
 def check_outputs(checked: Checked) -> None:
-    """Compare the cut model to the original with all removed slices set to zero."""
+    """Compare the cut model to the reference."""
     names = watched(checked.original)
     small = with_outputs(checked.small, names)
-    reference = with_outputs(zeroed(checked.original, checked.content), names)
+    reference = with_outputs(reference_of(checked), names)
     fallback = None
     for feed in checked.feeds:
         expected = run_model(reference, feed)
         if not all_finite(expected):
-            fallback = fallback or with_outputs(zeroed(checked.original, checked.content, only_contracted=True), names)
+            fallback = fallback or with_outputs(reference_of(checked, only_contracted=True), names)
             expected = run_model(fallback, feed)
             assert all_finite(expected), "the original is not finite on these inputs"
         limit = tolerance(checked.original)
@@ -437,6 +563,40 @@ def check_outputs(checked: Checked) -> None:
         for (name, scale), ours, theirs in zip(names.items(), expected, results, strict=True):
             difference = distance(ours, theirs, scale)
             assert difference <= limit, f"output {name} is off by {difference:.1e} of its largest number"
+
+
+def reference_of(checked: Checked, *, only_contracted: bool = False) -> ModelProto:
+    """Write the model that the cut one must equal."""
+    result = zeroed(checked.original, checked.content, only_contracted=only_contracted)
+    return averaging_what_stays(result, checked) if checked.approximate else result
+
+
+def averaging_what_stays(proto: ModelProto, checked: Checked) -> ModelProto:
+    """Write out the normalisations over cut axes; the channels that these lose must be marked as approximate."""
+    found, keep = checked.found, plan.kept_atoms(checked.found, checked.chosen)
+    stored, root = stored_by_name(proto), aliases(proto)
+    marked = np.concatenate([*(g.channels for g in found.groups if g.is_approximate), np.empty(0, np.int64)])
+    result = ModelProto()
+    result.CopyFrom(proto)
+    del result.graph.node[:]
+    for index, node in enumerate(proto.graph.node):
+        name = checked.original.graph.node[index].input[0] if node.input else ""
+        axes = found.axes.get((index, 0), found.axes.get(root.get(name, name)))
+        masks = [keep[axes[axis]] for axis in range(len(axes))] if axes is not None else []
+        over = masked_norms.averaged_axes(node, len(masks), lambda n: numpy_helper.to_array(stored[root[n]]))
+        shrunk = masked_norms.shrunk_axes(node, masks, over)
+        if axes is None or not shrunk:
+            unknown = index in found.averaged and not all(keep[atoms].all() for atoms in found.averaged[index])
+            assert not unknown or over, f"nobody has written out what {node.op_type} averages over"
+            result.graph.node.append(node)
+            continue
+        for axis in shrunk:
+            gone = found.channel_of[axes[axis][~masks[axis]]]
+            assert np.isin(gone, marked).all(), f"{node.name} averages over channels that are not marked as approximate"
+        opset, dtype = masked_norms.opset_of(proto), masked_norms.default_dtype(proto)
+        writer = masked_norms.Writer(result, node, masks, opset, dtype)
+        result.graph.node.extend(masked_norms.written_out(writer, over))
+    return result
 
 
 def watched(proto: ModelProto) -> dict[str, float]:
@@ -485,7 +645,7 @@ def distance(ours: Any, theirs: Any, scale: float = 0.0) -> float:
 
 
 def zeroed(original: ModelProto, content: dict[str, Any], *, only_contracted: bool = False) -> ModelProto:
-    """Set removed slices of the original to zero; everything else stays, sizes included.
+    """Set removed slices of the original to zero, or their zero point; everything else stays, sizes included.
 
     Args:
         original: the model.
@@ -497,20 +657,56 @@ def zeroed(original: ModelProto, content: dict[str, Any], *, only_contracted: bo
     stored, root = stored_by_name(result), aliases(result)
     moved = moves_only(result)
     exempt = {moved[name] for node in result.graph.node for name in untouchable(node) if name in moved}
-    reads = contracted_axes(result)
-    for key, by_axis in removed_slices(content).items():
+    reads, zeros = contracted_axes(result), zero_points(original)
+    in_groups = removed_in_groups(content)
+    for key, by_axis in [
+        *removed_slices(content).items(),
+        *((key, {}) for key in in_groups if key not in content["removed"]),
+    ]:
         if isinstance(key, str):
-            name, values, may_zero = key, stored[key], key not in exempt
+            name, source, values, may_zero = key, key, stored[key], key not in exempt
         else:
             node = result.graph.node[key[0]]
-            values, may_zero = stored[root[node.input[key[1]]]], node.input[key[1]] not in untouchable(node)
+            source, may_zero = root[node.input[key[1]]], node.input[key[1]] not in untouchable(node)
+            values = stored[source]
             name = own_copy(result, node, key[1], values)
         numbers = numpy_helper.to_array(values).copy()
+        fill = zeros.get(source, np.zeros_like(numbers))
         for axis, indices in by_axis.items():
             if (key, axis) in reads if only_contracted else may_zero:
-                numbers[(slice(None),) * axis + (indices,)] = 0
+                where = (slice(None),) * axis + (indices,)
+                numbers[where] = fill[where]
+        if key in in_groups and (not only_contracted or (key, 1) in reads):
+            lists = in_groups[key]
+            taken = (rows_of_groups(values, len(lists)) for values in (numbers, fill))
+            for rows, blank, indices in zip(*taken, lists, strict=True):
+                rows[:, indices] = blank[:, indices]
         write(result, name, numbers)
     return result
+
+
+def zero_points(proto: ModelProto) -> Values:
+    """Find what is zero in quantised weights, in their own shape."""
+    stored, root = stored_by_name(proto), aliases(proto)
+    found = {}
+    for node in proto.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        for position, name in enumerate(node.input):
+            if (node.op_type, position) not in ZERO_POINTS or name not in root:
+                continue
+            at, axis = ZERO_POINTS[node.op_type, position]
+            if len(node.input) <= at or node.input[at] not in root:
+                continue
+            shape = tuple(stored[root[name]].dims)
+            axis = 0 if attributes.get("transB", 0) else axis
+            axis = attributes.get("axis", axis) % max(len(shape), 1)
+            point = numpy_helper.to_array(stored[root[node.input[at]]])
+            if attributes.get("block_size", 0):
+                point = np.repeat(point, attributes["block_size"], axis)[(slice(None),) * axis + (slice(shape[axis]),)]
+            elif point.size > 1:
+                point = point.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            found[root[name]] = np.broadcast_to(point if point.size > 1 else point.reshape(()), shape)
+    return found
 
 
 def write(proto: ModelProto, name: str, values: Array) -> None:
@@ -559,9 +755,9 @@ def contracted_axes(proto: ModelProto) -> set[tuple[str, int]]:
             order = attributes.get("perm", range(len(axes))[::-1]) if node.op_type == "Transpose" else range(len(axes))
             places[node.output[0]] = name, [axes[a] for a in order]
         summed: list[tuple[int, int]] = []
-        if node.op_type == "Conv" and attributes.get("group", 1) == 1:
+        if node.op_type == "Conv":
             summed = [(1, 1)]
-        elif node.op_type == "ConvTranspose" and attributes.get("group", 1) == 1:
+        elif node.op_type == "ConvTranspose":
             summed = [(1, 0)]
         elif node.op_type == "Gemm":
             summed = [(0, 0 if attributes.get("transA", 0) else 1), (1, 1 if attributes.get("transB", 0) else 0)]
@@ -586,8 +782,11 @@ def blind_layers(checked: Checked) -> list[str]:
     normal = [run_model(small, feed) for feed in checked.feeds]
     limit = max(POWER * TOLERANCE, 2 * tolerance(checked.original))
     blind = []
-    for name, by_axis in checked.content["removed"].items():
-        for axis in map(int, by_axis):
+    touched = {name: set(map(int, by_axis)) for name, by_axis in checked.content["removed"].items()}
+    for name in removed_in_groups(checked.content):
+        touched.setdefault(name, set()).add(1)
+    for name, axes in touched.items():
+        for axis in sorted(axes):
             values = numpy_helper.to_array(stored_by_name(small)[name])
             if values.ndim < 2:
                 continue

@@ -12,11 +12,12 @@ import pytest
 from cli_nets import CLASSES, IMAGE, Array, Draft, convs, residual
 from onnx import ModelProto, helper, numpy_helper
 
-from onnxprune import criteria, runtime
+from onnxprune import runtime, weights
 from onnxprune.channels import Channels, find_channels
-from onnxprune.criteria import CRITERIA, importance, slice_norms
+from onnxprune.criteria import CRITERIA, importance
 from onnxprune.errors import InputError
 from onnxprune.model import analyse
+from onnxprune.weights import slice_norms
 
 
 def channels_of(model: ModelProto) -> Channels:
@@ -117,7 +118,7 @@ def test_every_channel_of_every_group_gets_a_finite_score(criterion: str) -> Non
 def test_slice_norms_in_blocks_equal_the_direct_ones(
     monkeypatch: pytest.MonkeyPatch, order: int, block: int, dtype: Any
 ) -> None:
-    monkeypatch.setattr(criteria, "BLOCK", block)
+    monkeypatch.setattr(weights, "BLOCK", block)
     low, high = (0, 255) if dtype is np.uint8 else (-128, 127)
     values = np.random.default_rng(0).uniform(low, high, (7, 4, 3, 5)).astype(dtype)
     values.flat[3] = low

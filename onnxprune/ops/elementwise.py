@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import ClassVar
 
-from onnxprune.ops.rule import Axes, Rule, Ties
+import numpy as np
+
+from onnxprune.ops.rule import Axes, Mask, Rule, Ties
 
 
 def tie_broadcast(
@@ -34,20 +37,110 @@ def tie_broadcast(
 
 
 class Elementwise(Rule):
-    """Element-wise operators of one or more operands, with broadcasting; scalars such as Clip's bounds pass."""
+    """Element-wise operators that make zero of zero, whatever their other operands are."""
 
     ops: ClassVar[tuple[str, ...]] = (
-        *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh"),
-        *("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu"),
-        *("Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin"),
-        *("Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
-        *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min"),
-        *("Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "Where", "Xor"),
+        *("Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish"),
+        *("Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh"),
+        *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Div"),
     )
+    zero_operands: ClassVar[slice] = slice(0, 1)
 
     def ties(self, node: Ties) -> None:
         """Tie all operands to the output."""
-        tie_broadcast(node, [axes for axes in node.inputs if axes is not None], node.y)
+        y = node.y
+        tie_broadcast(node, [axes for axes in node.inputs if axes is not None], y)
+        positions = [p for p in range(len(node.inputs)) if node.inputs[p] is not None][self.zero_operands]
+        for axis in range(len(y)):
+            operands = [_zeros(node, position, y, axis) for position in positions]
+            node.set_zero(y[axis], self._combined(operands))
+
+    @staticmethod
+    def _combined(operands: Sequence[Mask | bool]) -> Mask | bool:
+        """Say where the result is zero, given where its operands are."""
+        return reduce(np.logical_and, operands)
+
+
+class NonZero(Elementwise):
+    """Element-wise operators that make something else of zero."""
+
+    ops: ClassVar[tuple[str, ...]] = (
+        *("Acos", "Acosh", "Cos", "Cosh", "Equal", "Exp", "Greater", "GreaterOrEqual", "HardSigmoid", "IsInf", "IsNaN"),
+        *("Less", "LessOrEqual", "Log", "Mod", "Not", "Or", "Reciprocal", "Sigmoid", "Softplus", "Xor"),
+    )
+
+    @staticmethod
+    def _combined(operands: Sequence[Mask | bool]) -> Mask | bool:
+        return False
+
+
+class Sum(Elementwise):
+    """Element-wise operators that are zero where all operands are."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Add", "Max", "Mean", "Min", "Sub", "Sum")
+    zero_operands: ClassVar[slice] = slice(None)
+
+
+class Where(Sum):
+    """Where: zero where both choices are."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Where",)
+    zero_operands: ClassVar[slice] = slice(1, None)
+
+
+class Product(Elementwise):
+    """Element-wise operators that are zero where any operand is."""
+
+    ops: ClassVar[tuple[str, ...]] = ("And", "Mul")
+    zero_operands: ClassVar[slice] = slice(None)
+
+    @staticmethod
+    def _combined(operands: Sequence[Mask | bool]) -> Mask | bool:
+        return reduce(np.logical_or, operands)
+
+
+class Clip(Elementwise):
+    """Clip: zero stays where the bounds contain it."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Clip",)
+
+    def ties(self, node: Ties) -> None:
+        """Tie the operand to the output; bounds are scalars."""
+        super().ties(node)
+        low, high = self._bound(node, 1, "min"), self._bound(node, 2, "max")
+        if not (low is None or low <= 0) or not (high is None or high >= 0):
+            for axis in range(len(node.y)):
+                node.set_zero(node.y[axis], False)
+
+    @staticmethod
+    def _bound(node: Ties, position: int, name: str) -> float | None:
+        value = node.value(position)
+        given = node.attribute(name) if value is None else value.reshape(-1)[0]
+        return None if given is None else float(given)
+
+
+class Pow(Elementwise):
+    """Pow: zero where its base is, if the exponent is positive."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Pow",)
+
+    def ties(self, node: Ties) -> None:
+        """Tie both operands to the output."""
+        super().ties(node)
+        exponent = node.value(1)
+        if exponent is None or not (exponent > 0).all():
+            for axis in range(len(node.y)):
+                node.set_zero(node.y[axis], False)
+
+
+def _zeros(node: Ties, position: int, y: Axes, axis: int) -> Mask | bool:
+    """Tell where an operand is zero along an axis of the output, once the weights of its channels are."""
+    x = node.input(position)
+    own = axis - len(y) + len(x)
+    if own >= 0 and x.shape[own] == y.shape[axis]:
+        return node.zeros(x[own])
+    value = node.value(position) if x.shape.count(1) == len(x) else None
+    return value is not None and not value.any()
 
 
 class CastLike(Rule):

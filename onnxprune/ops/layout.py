@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from onnxprune.ops.elementwise import tie_broadcast
+from onnxprune.ops.factors import blocks
 from onnxprune.ops.rule import Atoms, Axes, Resize, Rule, Ties, Unknown
+from onnxprune.shapes import Shape
+from onnxprune.weights import Array
 
 MIXED = "it mixes this axis with others"
 
@@ -93,12 +95,8 @@ class Reshape(Rule):
         asked = node.value(1)
         if asked is None:
             return
-        before, after = node.shape(node.x), node.shape(node.y)
-        target = []
-        for axis, size in enumerate(int(v) for v in asked):
-            copies = size == 0 and not node.attribute("allowzero", 0) and before[axis] == after[axis]
-            target.append(size if copies or size == -1 else after[axis])
-        node.set_value(1, target)
+        keeps_zero = bool(node.attribute("allowzero", 0))
+        node.set_value(1, reshape_target(asked, node.shape(node.x), node.shape(node.y), keeps_zero))
 
 
 class Expand(Rule):
@@ -119,6 +117,62 @@ class Expand(Rule):
             return
         after = node.shape(node.y)[len(node.y) - len(asked) :]
         node.set_value(1, [size if old != 1 else 1 for old, size in zip(asked, after, strict=True)])
+
+
+class Tile(Rule):
+    """Tile: index i of an axis of n comes back at i + n, i + 2n and so on; a single one as often as wanted."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Tile",)
+
+    def ties(self, node: Ties) -> None:
+        """Tie each index to all its copies."""
+        x, y = node.x, node.y
+        repeats = node.value(1)
+        if repeats is None:
+            raise Unknown("its repeats are computed at run time")
+        for axis, times in enumerate(repeats):
+            if x.shape[axis] == 1 and times != 1:
+                node.free(x[axis])
+                node.free(y[axis])
+            else:
+                node.tie(np.tile(x[axis], int(times)), y[axis])
+
+    def resize(self, node: Resize) -> None:
+        """Count how often an axis of size 1 is repeated; the others need no change."""
+        repeats = node.value(1)
+        if repeats is not None:
+            shape = node.shape(node.y)
+            node.set_value(1, [shape[a] if node.x.shape[a] == 1 else int(times) for a, times in enumerate(repeats)])
+
+
+class DepthToSpace(Rule):
+    """DepthToSpace: a channel takes its pixels from blocksize x blocksize channels."""
+
+    ops: ClassVar[tuple[str, ...]] = ("DepthToSpace",)
+    why: ClassVar[str] = "spatial axes that take in channels"
+
+    def ties(self, node: Ties) -> None:
+        """Tie the channels of each block to the one they make."""
+        tie_depth(node, node.x[1], node.y[1])
+
+
+class SpaceToDepth(Rule):
+    """SpaceToDepth: the pixels of a channel go to blocksize x blocksize channels."""
+
+    ops: ClassVar[tuple[str, ...]] = ("SpaceToDepth",)
+    why: ClassVar[str] = "spatial axes that become channels"
+
+    def ties(self, node: Ties) -> None:
+        """Tie each channel to those it becomes."""
+        tie_depth(node, node.y[1], node.x[1])
+
+
+def tie_depth(node: Ties, deep: Atoms, flat: Atoms) -> None:
+    """Tie channels to those that hold their pixels in blocks; the mode says which of both counts faster."""
+    node.tie(node.x[0], node.y[0])
+    pixels = int(node.attribute("blocksize")) ** 2
+    channels_first = node.attribute("mode", "DCR") == "CRD"
+    node.tie(deep, np.repeat(flat, pixels) if channels_first else np.tile(flat, pixels))
 
 
 class ConstantOfShape(Rule):
@@ -142,54 +196,36 @@ def tie_reshaped(node: Ties, x: Axes, y: Axes) -> None:
     """Tie two tensors that hold the same numbers in the same order.
 
     Axes are matched in blocks of equal product, those of size 1 aside. A block of one axis on each side passes; where
-    axes merge into one or one splits, one of the several carries the channels and the others stay.
+    axes merge or split, one of their common factors carries the channels and the others stay.
     """
     left = [axis for axis, size in enumerate(x.shape) if size != 1]
     right = [axis for axis, size in enumerate(y.shape) if size != 1]
     for axes, tensor in ((left, x), (right, y)):
         for axis in set(range(len(tensor))) - set(axes):
             node.free(tensor[axis])
-    for ours, theirs in _blocks([x.shape[a] for a in left], [y.shape[a] for a in right]):
-        parts = [x[left[i]] for i in ours]
-        wholes = [y[right[j]] for j in theirs]
-        if len(parts) == len(wholes) == 1:
-            node.tie(parts[0], wholes[0])
-        elif len(wholes) == 1:
-            _tie_merged(node, parts, wholes[0])
-        elif len(parts) == 1 and not node.is_fixed(parts[0]):
-            _tie_merged(node, wholes, parts[0])
+    for ours, theirs in blocks([x.shape[a] for a in left], [y.shape[a] for a in right]):
+        before = [x[left[i]] for i in ours]
+        after = [y[right[j]] for j in theirs]
+        if len(before) == len(after) == 1:
+            node.tie(before[0], after[0])
+            continue
+        node.regroup(before, after)
+        is_zero = all(node.is_zero(part) or node.is_fixed(part) for part in before)
+        for part in after:
+            node.set_zero(part, is_zero)
 
 
-def _tie_merged(node: Ties, parts: Sequence[Atoms], whole: Atoms) -> None:
-    """Tie the index of the first part that is not fixed to all numbers it covers in the merged axis."""
-    free = [position for position, part in enumerate(parts) if not node.is_fixed(part)]
-    if not free:
-        return
-    inner = int(np.prod([len(part) for part in parts[free[0] + 1 :]], dtype=np.int64))
-    carrier = parts[free[0]]
-    node.tie(carrier[np.arange(len(whole)) // inner % len(carrier)], whole)
-    for position, part in enumerate(parts):
-        if position != free[0]:
-            node.freeze(part, "it is merged with the channels")
+def reshape_target(asked: Array, before: Shape, after: Shape, keeps_zero: bool) -> Array:
+    """Write the target of a Reshape: 0 (copy) and -1 (the rest) stay where they still say the same.
 
-
-def _blocks(left: Sequence[int], right: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Cut two factorisations of one number into the shortest blocks of equal product."""
-    blocks = []
-    i = j = 0
-    while i < len(left) and j < len(right):
-        ours, theirs = [i], [j]
-        a, b = left[i], right[j]
-        while a != b:
-            if a < b:
-                i += 1
-                ours.append(i)
-                a *= left[i]
-            else:
-                j += 1
-                theirs.append(j)
-                b *= right[j]
-        blocks.append((ours, theirs))
-        i += 1
-        j += 1
-    return blocks
+    Args:
+        asked: the target so far.
+        before: shape of what is reshaped.
+        after: shape that is wanted.
+        keeps_zero: whether 0 means a size of 0 (the attribute `allowzero`).
+    """
+    target = []
+    for axis, size in enumerate(int(v) for v in asked):
+        copies = size == 0 and not keeps_zero and before[axis] == after[axis]
+        target.append(size if copies or size == -1 else after[axis])
+    return np.asarray(target, np.int64)

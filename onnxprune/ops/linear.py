@@ -1,11 +1,21 @@
-"""Matrix products with a weight."""
+"""Matrix products, with weights and of two activations."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from onnxprune.ops.elementwise import tie_broadcast
-from onnxprune.ops.rule import Factor, Rule, Ties, Unknown, View, every_axis
+from onnxprune.ops.rule import Atoms, Factor, Rule, Ties, Unknown, View, every_axis
+
+
+def contract(node: Ties, left: Atoms, right: Atoms, operands: tuple[int, int] = (0, 1)) -> None:
+    """Tie the axes that two operands, two of the node's inputs, are summed over.
+
+    Without a weight, nothing drops what the ops before made of a removed slice: one operand must be zero there.
+    """
+    node.tie(left, right)
+    if not (any(map(node.is_constant, operands)) or node.is_zero(left) or node.is_zero(right)):
+        node.freeze(left, "it multiplies two activations that are not zero for a removed channel")
 
 
 class Gemm(Rule):
@@ -15,11 +25,9 @@ class Gemm(Rule):
 
     def ties(self, node: Ties) -> None:
         """Tie the contracted axes, and the rest to the output."""
-        if not (node.is_constant(0) or node.is_constant(1)):
-            raise Unknown("it multiplies two activations")
         a, b, y = node.x, node.input(1), node.y
         over_a, over_b = self._contracted(node)
-        node.tie(a[over_a], b[over_b])
+        contract(node, a[over_a], b[over_b])
         node.tie(a[1 - over_a], y[0])
         node.tie(b[1 - over_b], y[1])
         if node.has_input(2):
@@ -35,16 +43,16 @@ class Gemm(Rule):
 
 
 class MatMul(Rule):
-    """MatMul where one side is a weight; leading axes broadcast."""
+    """MatMul; leading axes broadcast."""
 
     ops: ClassVar[tuple[str, ...]] = ("MatMul",)
+    zero: ClassVar[str] = "any"
+    right: ClassVar[int] = 1  # the second operand's place among the inputs
 
     def ties(self, node: Ties) -> None:
         """Tie the contracted axes, and the rest to the output."""
-        if not (node.is_constant(0) or node.is_constant(1)):
-            raise Unknown("it multiplies two activations")
-        a, b, y = node.x, node.input(1), node.y
-        node.tie(a[-1], b[-2 if len(b) > 1 else 0])
+        a, b, y = node.x, node.input(self.right), node.y
+        contract(node, a[-1], b[-2 if len(b) > 1 else 0], (0, self.right))
         if len(a) > 1:
             node.tie(a[-2], y[-2 if len(b) > 1 else -1])
         if len(b) > 1:
@@ -57,3 +65,68 @@ class MatMul(Rule):
         y, x = node.y, node.x
         factors = every_axis(y)
         return [[*factors[-1:], *factors[:-1], (x, len(x) - 1)]]
+
+
+class Einsum(Rule):
+    """Einsum of one or two operands, each label an axis."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Einsum",)
+    zero: ClassVar[str] = "any"
+
+    def ties(self, node: Ties) -> None:
+        """Tie the axes of equal labels; those that are missing in the output are summed over."""
+        terms, result = self._labels(node)
+        operands = [node.input(position) for position in range(len(terms))]
+        if len(terms) > 2 or any(len(set(term)) < len(term) for term in terms):
+            raise Unknown("its equation has diagonals or more than two operands")
+        for term, operand in zip(terms, operands, strict=True):
+            for axis, label in enumerate(term):
+                if label in result:
+                    made = node.y[result.index(label)]
+                    if len(operand[axis]) != len(made):
+                        raise Unknown("its unnamed axes are stretched")
+                    node.tie(operand[axis], made)
+        for label in sorted({label for term in terms for label in term} - set(result)):
+            self._sum(node, [o[term.index(label)] for term, o in zip(terms, operands, strict=True) if label in term])
+
+    @staticmethod
+    def _sum(node: Ties, summed: list[Atoms]) -> None:
+        if len(summed) == 2:
+            contract(node, summed[0], summed[1])
+        elif node.is_zero(summed[0]):
+            node.free(summed[0])
+
+    def macs(self, node: View) -> list[list[Factor]]:
+        """Every output number sums over the labels that are missing in the output."""
+        try:
+            terms, result = self._labels(node)
+        except Unknown:
+            return []
+        if len(terms) != 2:
+            return []
+        y = node.y
+        factors: list[Factor] = [(y, axis) for axis in reversed(range(len(y)))]
+        seen = set(result)
+        for position, term in enumerate(terms):
+            factors += [(node.input(position), axis) for axis, label in enumerate(term) if label not in seen]
+            seen |= set(term)
+        return [factors]
+
+    @staticmethod
+    def _labels(node: View) -> tuple[list[str], str]:
+        """Read the equation: the labels of each operand, and of the result; unnamed axes are labelled with digits."""
+        text = node.attribute("equation", "")
+        equation = (text.decode() if isinstance(text, bytes) else str(text)).replace(" ", "")
+        left, arrow, right = equation.partition("->")
+        if not arrow:
+            right = "..." + "".join(sorted(label for label in set(left) - {",", "."} if left.count(label) == 1))
+        ranks = [len(axes) for axes in node.inputs if axes is not None]
+        terms = left.split(",")
+        unnamed = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=False)]
+        if len(terms) != len(ranks) or any(
+            count < 0 or (count and "..." not in term) for term, count in zip(terms, unnamed, strict=True)
+        ):
+            raise Unknown("its equation does not fit its inputs")
+        digits = "0123456789"[: max(unnamed)]
+        named = [t.replace("...", digits[len(digits) - count :]) for t, count in zip(terms, unnamed, strict=True)]
+        return named, right.replace("...", digits)

@@ -26,6 +26,17 @@ class Pool(Rule):
         node.tie(node.x[1], node.y[1])
 
 
+class Sample(Rule):
+    """Operators that look up numbers at places of an image, the same places in every channel."""
+
+    ops: ClassVar[tuple[str, ...]] = ("GridSample", "MaxRoiPool", "RoiAlign")
+    why: ClassVar[str] = "it looks up places along this axis"
+
+    def ties(self, node: Ties) -> None:
+        """Tie the channels to the output."""
+        node.tie(node.x[1], node.y[1])
+
+
 class Resize(Rule):
     """Resize and Upsample: an axis that keeps its size passes."""
 

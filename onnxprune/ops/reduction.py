@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from onnxprune.ops.rule import Rule, Ties
+from onnxprune.ops.rule import Atoms, Rule, Ties
 
 
 class Reduce(Rule):
     """Reduce* with axes in an attribute or an input."""
 
-    ops: ClassVar[tuple[str, ...]] = (
-        *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
-        *("ReduceProd", "ReduceSum", "ReduceSumSquare"),
-    )
+    ops: ClassVar[tuple[str, ...]] = ("ReduceMax", "ReduceMin", "ReduceProd")
     why: ClassVar[str] = "it reduces over this axis"
 
     def ties(self, node: Ties) -> None:
@@ -22,6 +19,37 @@ class Reduce(Rule):
         if not axes:
             axes = [] if node.attribute("noop_with_empty_axes", 0) else list(range(len(node.x)))
         tie_others(node, axes, bool(node.attribute("keepdims", 1)))
+        for axis in {axis % len(node.x) for axis in axes}:
+            self._reduced(node, node.x[axis])
+
+    def _reduced(self, node: Ties, atoms: Atoms) -> None:
+        """Speak about an axis that is reduced; silence freezes it."""
+
+
+class ReduceLog(Reduce):
+    """Reductions that make something else of zero."""
+
+    ops: ClassVar[tuple[str, ...]] = ("ReduceLogSum", "ReduceLogSumExp")
+    zero: ClassVar[str] = "never"
+
+
+class ReduceSum(Reduce):
+    """Reductions that zeros add nothing to."""
+
+    ops: ClassVar[tuple[str, ...]] = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+
+    def _reduced(self, node: Ties, atoms: Atoms) -> None:
+        if node.is_zero(atoms):
+            node.free(atoms)
+
+
+class ReduceMean(Reduce):
+    """ReduceMean: zeros count as well, so a mean over a cut axis is another one."""
+
+    ops: ClassVar[tuple[str, ...]] = ("ReduceMean",)
+
+    def _reduced(self, node: Ties, atoms: Atoms) -> None:
+        node.approximate(atoms, "it averages over this axis")
 
 
 class Arg(Rule):
@@ -29,6 +57,7 @@ class Arg(Rule):
 
     ops: ClassVar[tuple[str, ...]] = ("ArgMax", "ArgMin")
     why: ClassVar[str] = "its positions count along this axis"
+    zero: ClassVar[str] = "never"
 
     def ties(self, node: Ties) -> None:
         """Tie the other axes."""
@@ -40,6 +69,7 @@ class Softmax(Rule):
 
     ops: ClassVar[tuple[str, ...]] = ("Hardmax", "LogSoftmax", "Softmax")
     why: ClassVar[str] = "it sums over this axis"
+    zero: ClassVar[str] = "never"
 
     def ties(self, node: Ties) -> None:
         """Tie the other axes."""

@@ -7,6 +7,7 @@ attributes or constant inputs. It sees the node through a `View`; what it says i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,22 +136,86 @@ class View:
         return [int(v) for v in np.atleast_1d(value)]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the nodes before one have said.
+
+    Attributes:
+        fixed: per atom, whether it is held already.
+        zero: per atom, whether its slice is zero where the slices of its channel in all weights are.
+        constant: names of the tensors computed from stored numbers alone.
+    """
+
+    fixed: Mask
+    zero: Mask
+    constant: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may be cut beyond what is exact and whole.
+
+    Attributes:
+        approximate: an axis that a normalisation averages over may shrink.
+        slots: the inside of groups and attention heads is cut, instead of whole groups and heads.
+    """
+
+    approximate: bool = False
+    slots: bool = False
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """Axes whose indices are split and merged; which factor carries the channels is decided after all nodes spoke.
+
+    Attributes:
+        node: the node that does it.
+        left: atoms of the axes before.
+        right: atoms of the axes after, as many numbers in the same order.
+    """
+
+    node: int
+    left: tuple[Atoms, ...]
+    right: tuple[Atoms, ...]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """An axis in blocks that must stay equally large.
+
+    Attributes:
+        node: the node that asks for it.
+        blocks: atoms (blocks, size).
+        slots: atoms of an axis as long as one block, whose index s means the s-th index of each block (None: none).
+        weight: key of the stored tensor that the slots belong to.
+    """
+
+    node: int
+    blocks: Atoms
+    slots: Atoms | None = None
+    weight: Key | None = None
+
+
 class Ties(View):
     """What one node says about its atoms.
 
     Args:
-        fixed: per atom, whether the nodes before this one already hold it.
-        constant: names of the tensors computed from stored numbers alone.
         view: see `View`.
+        known: what the nodes before this one have said.
+        allowed: what may be cut beyond what is exact and whole.
     """
 
-    def __init__(self, view: View, fixed: Mask, constant: frozenset[str]) -> None:
+    def __init__(self, view: View, known: Known, allowed: Allowed) -> None:
         super().__init__(view.model, view.index, view.inputs, view.outputs)
         self.pairs: list[tuple[Atoms, Atoms]] = []
         self.mentioned: list[Atoms] = []
         self.frozen: list[tuple[Atoms, str]] = []
-        self._fixed = fixed
-        self._constant = constant
+        self.regroups: list[Regroup] = []
+        self.balances: list[Balance] = []
+        self.approximated: list[Atoms] = []
+        self.zeroed: list[tuple[Atoms, Mask | bool]] = []
+        self.allowed = allowed
+        self._known = known
 
     def tie(self, left: Atoms, right: Atoms) -> None:
         """Say that atoms can only exist together, pair by pair.
@@ -170,13 +235,47 @@ class Ties(View):
         """Say that atoms must stay, and why."""
         self.frozen.append((atoms, why))
 
+    def regroup(self, left: Sequence[Atoms], right: Sequence[Atoms]) -> None:
+        """Say that axes are split and merged, in the order of their indices.
+
+        Raises:
+            ContradictionError: they do not hold equally many numbers.
+        """
+        before, after = (int(np.prod([len(part) for part in side], dtype=np.int64)) for side in (left, right))
+        if before != after:
+            raise ContradictionError(f"sizes {before} and {after} do not match")
+        self.regroups.append(Regroup(self.index, tuple(left), tuple(right)))
+
+    def balance(self, atoms: Atoms, blocks: int, slots: Atoms | None = None, weight: Key | None = None) -> None:
+        """Say that the blocks of an axis must stay equally large; see `Balance`."""
+        self.balances.append(Balance(self.index, atoms.reshape(blocks, -1), slots, weight))
+
+    def approximate(self, atoms: Atoms, why: str) -> None:
+        """Let atoms go that this node averages over, where that is allowed; else they must stay."""
+        if self.allowed.approximate:
+            self.approximated.append(atoms)
+        else:
+            self.freeze(atoms, f"{why}; --approximate lets it shrink")
+
+    def set_zero(self, atoms: Atoms, is_zero: Mask | bool) -> None:
+        """Say which slices of an output are zero where all weights of their channel are; `Rule.zero` is the default."""
+        self.zeroed.append((atoms, is_zero))
+
+    def zeros(self, atoms: Atoms) -> Mask:
+        """Tell which slices are zero where all weights of their channels are."""
+        return self._known.zero[atoms]
+
+    def is_zero(self, atoms: Atoms) -> bool:
+        """Tell whether all these slices are zero where all weights of their channels are."""
+        return bool(self.zeros(atoms).all())
+
     def is_fixed(self, atoms: Atoms) -> bool:
         """Tell whether the nodes before this one hold all these atoms."""
-        return bool(self._fixed[atoms].all())
+        return bool(self._known.fixed[atoms].all())
 
     def is_constant(self, position: int) -> bool:
         """Tell whether an input is computed from stored numbers alone."""
-        return self.node.inputs[position].name in self._constant
+        return self.node.inputs[position].name in self._known.constant
 
 
 class Resize(View):
@@ -226,10 +325,14 @@ class Rule:
 
     Attributes:
         ops: the operators it speaks for.
+        domain: where they are defined; empty for the ONNX standard.
         why: what to tell the user of an axis it does not mention.
+        zero: when a slice of an output is zero: where ``all`` slices tied to it are, where ``any`` is, or ``never``.
     """
 
     ops: ClassVar[tuple[str, ...]] = ()
+    domain: ClassVar[str] = ""
+    zero: ClassVar[str] = "all"
     why: ClassVar[str] = "this axis cannot change here"
 
     def ties(self, node: Ties) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.ops.rule import Resize, Rule, Ties, Unknown, View
+from onnxprune.ops.rule import Axes, Resize, Rule, Ties, Unknown, View
 
 
 class Concat(Rule):
@@ -19,14 +19,17 @@ class Concat(Rule):
         y = node.y
         axis = int(node.attribute("axis", 1)) % len(y)
         start = 0
-        for x in node.inputs:
-            if x is None:
-                continue
+        for x in self._parts(node):
             size = x.shape[axis]
             for other in range(len(y)):
                 atoms = y[other][start : start + size] if other == axis else y[other]
                 node.tie(x[other], atoms)
             start += size
+
+    @staticmethod
+    def _parts(node: View) -> list[Axes]:
+        """Give what is put together."""
+        return [axes for axes in node.inputs if axes is not None]
 
 
 class Split(Rule):
@@ -61,7 +64,7 @@ class Split(Rule):
 
 
 class Slice(Rule):
-    """Slice: a run of indices stays; other steps hold their axis."""
+    """Slice: a run of indices stays, forwards or backwards; other steps hold their axis."""
 
     ops: ClassVar[tuple[str, ...]] = ("Slice",)
     why: ClassVar[str] = "it takes every so many-th index"
@@ -75,8 +78,8 @@ class Slice(Rule):
                 node.tie(x[axis], y[axis])
                 continue
             start, end, step = runs[axis]
-            if step == 1:
-                node.tie(x[axis][start:end], y[axis])
+            if abs(step) == 1:
+                node.tie(x[axis][np.arange(start, end, step)], y[axis])
                 node.free(x[axis])
 
     def resize(self, node: Resize) -> None:
@@ -84,11 +87,17 @@ class Slice(Rule):
         starts, ends = node.integers("starts", 1) or [], node.integers("ends", 2) or []
         for position, (axis, (start, end, step)) in enumerate(self._runs(node).items()):
             atoms = node.x[axis]
-            if step == 1 and not node.kept(atoms).all():
+            if abs(step) != 1 or node.kept(atoms).all():
+                continue
+            if step == 1:
                 first = node.size(atoms[:start])
                 open_end = ends[position] >= len(atoms)
                 starts[position] = first
                 ends[position] = ends[position] if open_end else first + node.size(atoms[start:end])
+            else:
+                starts[position] = node.size(atoms[: start + 1]) - 1
+                last = node.size(atoms[: end + 1]) - 1
+                ends[position] = last if last >= 0 else -len(atoms) - 1  # -1 would mean the last index
         node.set_integers("starts", 1, starts, since=10)
         node.set_integers("ends", 2, ends, since=10)
 
@@ -147,12 +156,25 @@ class Pad(Rule):
         """Tie the input to its place in the output."""
         x, y = node.x, node.y
         constant = node.attribute("mode", "constant") == "constant"
+        makes_zeros = self._is_zero(node)
         for axis, (before, after) in enumerate(self._amounts(node)):
             if before == after == 0:
                 node.tie(x[axis], y[axis])
             elif constant and before >= 0 and after >= 0:
                 node.tie(x[axis], y[axis][before : before + len(x[axis])])
                 node.free(y[axis])
+                node.set_zero(np.concatenate([y[axis][:before], y[axis][before + len(x[axis]) :]]), makes_zeros)
+        if constant and not makes_zeros:
+            for axis in range(len(y)):
+                node.set_zero(y[axis], False)
+
+    @staticmethod
+    def _is_zero(node: Ties) -> bool:
+        """Tell whether a constant pad adds zeros."""
+        if node.has_input(2):
+            value = node.value(2)
+            return value is not None and not value.any()
+        return not node.attribute("value", 0)
 
     def resize(self, node: Resize) -> None:
         """Count what is left of each pad."""

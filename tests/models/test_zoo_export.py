@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from onnxprune import models as zoo
 from onnxprune.errors import InputError
@@ -16,11 +17,17 @@ from onnxprune.models import exporter as exporting
 
 NET = "cifar_resnet20"
 NEWEST_IR, NEWEST_OPSET = 13, 26
+QUICK = {("vit_tiny_cifar", "torchscript"), ("unet", "torchscript"), ("shufflenet_v2_x0_5_cifar", "torchscript")}
+
+
+def outputs_of(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": images.numpy()}), strict=True))
 
 
 def logits_of(path: Path, images: torch.Tensor) -> np.ndarray:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["logits"], {"image": images.numpy()})[0])
+    return outputs_of(path, images)["logits"]
 
 
 def random_images(name: str, batch: int) -> torch.Tensor:
@@ -36,9 +43,17 @@ def assert_export_equals_torch(name: str, exporter: str, path: Path) -> None:
     net = zoo.build(name)
     for batch in (1, 3):
         images = random_images(name, batch)
-        with torch.no_grad():
-            expected = net(images).numpy()
-        np.testing.assert_allclose(logits_of(path, images), expected, rtol=1e-4, atol=1e-4)
+        assert_outputs_equal(net, images, path, zoo.describe(name).outputs)
+
+
+def assert_outputs_equal(net: nn.Module, images: torch.Tensor, path: Path, names: tuple[str, ...]) -> None:
+    with torch.no_grad():
+        made = net(images)
+    expected = dict(zip(names, made if isinstance(made, tuple) else (made,), strict=True))
+    found = outputs_of(path, images)
+    assert list(found) == list(expected)
+    for name, output in expected.items():
+        np.testing.assert_allclose(found[name], output.numpy(), rtol=0, atol=1e-4 * output.abs().max().item())
 
 
 @pytest.mark.parametrize("exporter", exporting.EXPORTERS)
@@ -50,13 +65,38 @@ def test_an_export_runs_at_any_batch_and_equals_torch(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("exporter", exporting.EXPORTERS)
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [
+        pytest.param(name, exporter, marks=() if (name, exporter) in QUICK else pytest.mark.slow)
+        for name in zoo.names()
+        for exporter in exporting.EXPORTERS
+    ],
+)
 def test_every_network_exports_and_equals_torch(name: str, exporter: str, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     assert_export_equals_torch(name, exporter, path)
     path.unlink()
+
+
+class Twice(nn.Module):
+    """A network of two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.conv(image)
+        return x, x.relu()
+
+
+@pytest.mark.parametrize("exporter", exporting.EXPORTERS)
+def test_a_network_may_have_several_outputs(exporter: str, tmp_path: Path) -> None:
+    net, path, names = Twice().eval(), tmp_path / "net.onnx", ("logits", "boxes")
+    exporting.write_onnx(net, (3, 8, 8), path, exporter=exporter, outputs=names)
+    for batch in (1, 3):
+        assert_outputs_equal(net, torch.randn(batch, 3, 8, 8), path, names)
 
 
 @pytest.mark.parametrize("exporter", exporting.EXPORTERS)

@@ -1,0 +1,179 @@
+"""Branches that lose all their inner channels: what comes out of them is a constant.
+
+A convolution or matrix product over no channels gives its bias. Where that is added to (or multiplied with) something of
+full size, after nothing but operators that treat channels one by one, the whole branch is a constant per channel, and
+all nodes inside it can go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxprune.channels import Channels, Group
+from onnxprune.ops import RULES, rule_for
+from onnxprune.ops.conv import Conv
+from onnxprune.ops.elementwise import Elementwise
+from onnxprune.ops.linear import Gemm, MatMul
+from onnxprune.ops.normalization import BatchNormalization
+from onnxprune.ops.rule import Mask
+from onnxprune.shapes import is_default_domain
+from onnxprune.tying import captured
+
+JOINS = frozenset({"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"})
+ENDS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+CHANNELWISE = frozenset({op for op, rule in RULES.items() if isinstance(rule, Elementwise | BatchNormalization)})
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What becomes of the nodes where some tensors lose all their numbers.
+
+    Attributes:
+        gone: nodes that compute nothing any more, or nothing that is read.
+        ends: nodes over no channels, whose output is their bias.
+        constant: nodes after them that compute constants.
+    """
+
+    gone: frozenset[int]
+    ends: frozenset[int]
+    constant: frozenset[int]
+
+
+class Depth:
+    """Finds which groups can lose all channels, and what that takes along.
+
+    Args:
+        channels: of the model.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.nodes: list[gs.Node] = list(channels.model.graph.nodes)
+        self.outputs = {t.name for t in channels.model.graph.outputs}
+        self.captured = {name for _, name in captured(channels.model)}
+        names = [(key, axis) for key, axes in channels.axes.items() for axis in range(len(axes))]
+        self._tensor_of_axis = [key if isinstance(key, str) else None for key, _ in names]
+        self._size_of_axis = [channels.axes[key].shape[axis] for key, axis in names]
+        self._makers = {t.name: index for index, node in enumerate(self.nodes) for t in node.outputs}
+
+    @cached_property
+    def takes_along(self) -> dict[int, frozenset[int]]:
+        """Name the groups that can lose all channels, and the groups that nobody reads then."""
+        found = {}
+        for position, group in enumerate(self.channels.groups):
+            along = self._takes_along(position, group)
+            if along is not None:
+                found[position] = along
+        return found
+
+    def closed(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Set the groups to 0 that nobody reads, given those that are 0."""
+        return np.where(self.unread(counts), 0, counts)
+
+    def unread(self, counts: npt.NDArray[np.int64]) -> Mask:
+        """Tell which groups nobody reads, given those that are 0."""
+        result = np.zeros(len(counts), bool)
+        for position, along in self.takes_along.items():
+            if counts[position] == 0:
+                result[list(along)] = True
+        return result
+
+    def branches(self, empty: Collection[str]) -> Branches | None:
+        """Work out what becomes of the nodes where tensors lose all their numbers (None: it cannot be done)."""
+        gone, ends, constant = set(), set(), set()
+        known: set[str] = set()
+        for index, node in enumerate(self.nodes):
+            names = [t.name for t in node.outputs if t.name]
+            if names and all(name in empty for name in names):
+                gone.add(index)
+            elif any(t.name in empty for t in node.inputs):
+                if not self._is_end(index):
+                    return None
+                ends.add(index)
+                known.update(names)
+            elif any(t.name in known for t in node.inputs):
+                if self._is_join(node, known):
+                    continue
+                others = [t.name for t in node.inputs if t.name and t.name not in known]
+                if node.op not in CHANNELWISE or not all(map(self._is_stored, others)):
+                    return None
+                constant.add(index)
+                known.update(names)
+        if known & self.outputs:
+            return None
+        return Branches(frozenset(gone | self._unread(gone | ends | constant)), frozenset(ends), frozenset(constant))
+
+    def _takes_along(self, position: int, group: Group) -> frozenset[int] | None:
+        empty = self._empty(group)
+        branches = self.branches(empty) if empty is not None else None
+        if branches is None or not branches.ends:
+            return None
+        along = set()
+        for other, candidate in enumerate(self.channels.groups):
+            tensors = self._activations(candidate)
+            if other != position and tensors and all(self._makers.get(t) in branches.gone for t in tensors):
+                along.add(other)
+        emptied = empty.union(*(self._empty(self.channels.groups[other]) or () for other in along)) if empty else set()
+        costly = [index for index in branches.gone if self._has_macs(index)]
+        if any(t.name not in emptied for index in costly for t in self.nodes[index].outputs):
+            return None
+        return frozenset(along)
+
+    def _has_macs(self, index: int) -> bool:
+        rule = rule_for(self.nodes[index])
+        return rule is not None and isinstance(rule, Conv | Gemm | MatMul)
+
+    def _activations(self, group: Group) -> list[str]:
+        """List the tensors a group's channels are in, stored ones aside."""
+        found = dict.fromkeys(self._tensor_of_axis[axis] for axis in group.axes)
+        return [name for name in found if name is not None and name in self._makers]
+
+    def _empty(self, group: Group) -> set[str] | None:
+        """Name the tensors that have no numbers without this group (None: other channels share an axis with it)."""
+        for axis, owned in zip(group.axes, group.multiplicity, strict=True):
+            if self._size_of_axis[axis] != owned * group.width:
+                return None
+        return set(self._activations(group))
+
+    def _is_end(self, index: int) -> bool:
+        """Tell whether a node sums over nothing now, with a stored weight."""
+        node = self.nodes[index]
+        weights = [t.name for t in node.inputs[1:] if t.name]
+        return node.op in ENDS and is_default_domain(node.domain) and all(map(self._is_stored, weights))
+
+    def _is_stored(self, name: str) -> bool:
+        return name in self.channels.model.stored or name in self.channels.aliases.root
+
+    def _is_join(self, node: gs.Node, known: Collection[str]) -> bool:
+        """Tell whether a node meets something of the full size of its output."""
+        shapes = self.channels.model.shapes
+        others = [t.name for t in node.inputs if t.name and t.name not in known]
+        full = shapes.get(node.outputs[0].name)
+        return node.op in JOINS and any(shapes.get(name) == full and not self._is_stored(name) for name in others)
+
+    def _unread(self, idle: Collection[int]) -> set[int]:
+        """List the nodes of which nobody reads anything, once some nodes are idle."""
+        unread = set(idle)
+        while True:
+            more = {
+                index for index, node in enumerate(self.nodes) if index not in unread and self._is_unread(node, unread)
+            }
+            if not more:
+                return unread - set(idle)
+            unread |= more
+
+    def _is_unread(self, node: gs.Node, idle: Collection[int]) -> bool:
+        """Tell whether all who read a node are idle; what nobody read in the first place is left alone."""
+        places = [self._place.get(id(reader)) for tensor in node.outputs for reader in tensor.outputs]
+        is_output = any(tensor.name in self.outputs or tensor.name in self.captured for tensor in node.outputs)
+        return bool(places) and not is_output and all(place in idle for place in places)
+
+    @cached_property
+    def _place(self) -> dict[int, int]:
+        return {id(node): index for index, node in enumerate(self.nodes)}

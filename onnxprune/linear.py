@@ -1,0 +1,109 @@
+"""Layers with stored weights, seen alike: convolutions and products with a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from onnxprune.channels import Channels
+from onnxprune.ops.rule import Atoms, View
+from onnxprune.shapes import is_default_domain
+from onnxprune.weights import Array
+
+Floats = npt.NDArray[np.float64]
+
+FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A layer with a stored weight: each output sums over the inputs of its group.
+
+    Attributes:
+        x: atoms of what is summed over, (groups, inputs).
+        y: atoms of what comes out, (groups, outputs).
+        weight: (groups, outputs, inputs, kernel), a view.
+        scale: what the sum is multiplied by.
+        beta: what the third operand is multiplied by.
+        bias: what is added to each output, (groups, outputs); None where it is not known.
+        is_uniform: whether every position sums over the whole kernel, so that of a constant comes a constant.
+    """
+
+    x: Atoms
+    y: Atoms
+    weight: Array
+    scale: float
+    beta: float
+    bias: Floats | None
+    is_uniform: bool
+
+    def response(self, values: Floats) -> Floats:
+        """Give what inputs of these values (groups, inputs) add to each output, (groups, outputs)."""
+        sums = np.zeros(self.y.shape)
+        for group, column in zip(*np.nonzero(values), strict=True):
+            sums[group] += values[group, column] * self.weight[group, :, column].sum(axis=-1, dtype=np.float64)
+        return self.scale * sums
+
+
+def stored_values(channels: Channels, name: str) -> Array | None:
+    """Give the numbers of a stored float tensor, whichever name it goes by (None: it is none)."""
+    model = channels.model
+    root = channels.aliases.root.get(name, name)
+    return model.array(root) if root in model.stored and model.types[root] in FLOAT_TYPES else None
+
+
+def linear(channels: Channels, index: int, weight: Array | None = None) -> Linear | None:
+    """Look at a node as a layer with a stored weight (None: it is none), or with another `weight` in its place."""
+    view = channels.view(index)
+    node = view.node
+    if node.op not in LINEAR or not is_default_domain(node.domain) or None in (*view.inputs[:2], view.outputs[0]):
+        return None
+    weight = stored_values(channels, node.inputs[1].name) if weight is None else weight
+    if weight is None or not weight.size:
+        return None
+    if node.op in ("Conv", "ConvTranspose"):
+        return _convolution(channels, view, weight)
+    return _product(channels, view, weight) if weight.ndim == 2 else None
+
+
+def _convolution(channels: Channels, view: View, weight: Array) -> Linear:
+    groups = int(view.attribute("group", 1))
+    x, y = view.x[1].reshape(groups, -1), view.y[1].reshape(groups, -1)
+    if view.node.op == "Conv":
+        weight = weight.reshape(groups, y.shape[1], x.shape[1], -1)
+    else:
+        weight = weight.reshape(groups, x.shape[1], y.shape[1], -1).swapaxes(1, 2)
+    is_uniform = view.node.op == "Conv" and _pads_nothing(view)
+    return Linear(x, y, weight, 1.0, 1.0, _bias(channels, view, y.size, 1.0, groups), is_uniform)
+
+
+def _product(channels: Channels, view: View, weight: Array) -> Linear:
+    is_gemm = view.node.op == "Gemm"
+    rows = weight if is_gemm and view.attribute("transB", 0) else weight.T
+    x = view.x[0 if is_gemm and view.attribute("transA", 0) else -1]
+    scale, beta = float(view.attribute("alpha", 1.0)), float(view.attribute("beta", 1.0))
+    bias = _bias(channels, view, len(rows), beta, 1)
+    return Linear(x[None], view.y[-1][None], rows[None, :, :, None], scale, beta, bias, True)
+
+
+def _bias(channels: Channels, view: View, size: int, beta: float, groups: int) -> Floats | None:
+    """Read the third operand of a layer as one number for each output (None: it is something else)."""
+    if not view.has_input(2):
+        return np.zeros((groups, size // groups))
+    values = stored_values(channels, view.node.inputs[2].name)
+    if values is None or values.size not in (1, size) or (values.size > 1 and values.shape[-1] != size):
+        return None
+    numbers = np.broadcast_to(values.reshape(-1).astype(np.float64), size)
+    return beta * numbers.reshape(groups, -1)
+
+
+def _pads_nothing(view: View) -> bool:
+    if any(view.attribute("pads", ())):
+        return False
+    padding = view.attribute("auto_pad", "NOTSET")
+    padding = padding.decode() if isinstance(padding, bytes) else padding
+    return padding in ("", "NOTSET", "VALID") or all(size == 1 for size in view.input(1).shape[2:])
