@@ -154,7 +154,7 @@ def _smallest(rows: Ints, owner: Ints, left: Ints) -> Ints:
     most = rows @ left  # in each block
     result = milp(
         cost,
-        integrality=np.ones(cells + balances),
+        integrality=np.ones(cells + balances, np.int64),
         bounds=Bounds(0, np.concatenate([left[some], np.full(balances, most.max())])),
         constraints=[
             LinearConstraint(np.hstack([rows[:, some], per_block]), 0, 0),

@@ -155,9 +155,9 @@ class _Node:
             self._follow_norm()
         elif isinstance(rule, POINTWISE):
             self._follow_pointwise()
-        elif isinstance(rule, MOVES):
+        elif type(rule) in MOVES:
             self._follow_move()
-        elif isinstance(rule, Pool | Resize | Reduce) and self.constants.knows_of(self.view.inputs[0]):
+        elif type(rule) in (Pool, Resize) or isinstance(rule, Reduce):
             self._follow_tied()
 
     def _type(self, name: str) -> int:
@@ -223,6 +223,8 @@ class _Node:
 
     def _follow_tied(self) -> None:
         """An output slice is made of the numbers of the slice that it is tied to."""
+        if not self.constants.knows_of(self.view.inputs[0]):
+            return
         ties = Ties(self.view, Known(self.constants.known, self.constants.known, frozenset()), Allowed())
         rule = rule_for(self.node)
         try:
@@ -276,7 +278,7 @@ class _Node:
     def _run(self, feeds: dict[str, Array]) -> list[Array]:
         model = self.view.model.proto
         tiny = ModelProto(ir_version=max(model.ir_version, 4))
-        tiny.opset_import.extend(o for o in model.opset_import if is_default_domain(o.domain))
+        tiny.opset_import.extend(model.opset_import)
         tiny.graph.name = "node"
         tiny.graph.node.append(model.graph.node[self.view.index])
         for name, values in feeds.items():

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from onnxprune.channels import FROZEN, Channels
 from onnxprune.errors import InputError
-from onnxprune.weights import slice_norms
+from onnxprune.quantized import scales, zero_points
+from onnxprune.weights import NOT_WEIGHTS, slice_norms
 
 Floats = npt.NDArray[np.float64]
 Criterion = Callable[[Channels, np.random.Generator], Floats]
@@ -43,11 +44,17 @@ def _random(channels: Channels, rng: np.random.Generator) -> Floats:
 
 def _norms(channels: Channels, order: int) -> Floats:
     """Average over all weights a channel is part of: the norm of its slice over the mean norm along that axis."""
+    zeros, steps = zero_points(channels), scales(channels)
     total = np.zeros(channels.count)
     members = np.zeros(channels.count)
-    for name in channels.model.stored:
+    for name, tensor in channels.model.stored.items():
         axes = channels.axes.get(name)
-        if axes is None or sum(size > 1 for size in axes.shape) < 2 or 0 in axes.shape:
+        if (
+            tensor.data_type in NOT_WEIGHTS
+            or axes is None
+            or sum(size > 1 for size in axes.shape) < 2
+            or 0 in axes.shape
+        ):
             continue
         ids = [channels.channel_of[axes[axis]] for axis in range(len(axes))]
         if name in channels.slots:  # an index of its second axis means another channel in each group
@@ -55,7 +62,10 @@ def _norms(channels: Channels, order: int) -> Floats:
         last = max((axis for axis, found in enumerate(ids) if (found >= 0).any()), default=-1)
         if last < 0:
             continue
-        all_norms = slice_norms(channels.model.array(name), order, last + 1)
+        values = channels.model.array(name)
+        if name in steps:
+            values = (values.astype(np.float32) - zeros.get(name, np.float32(0))) * steps[name]
+        all_norms = slice_norms(values, order, last + 1)
         for found, norms in zip(ids[: last + 1], all_norms, strict=True):
             if not np.isfinite(norms).all():
                 raise InputError(

@@ -1,8 +1,8 @@
 """Branches that lose all their inner channels: what comes out of them is a constant.
 
-A convolution or matrix product over no channels gives its bias. Where that is added to (or multiplied with) something of
-full size, after nothing but operators that treat channels one by one, the whole branch is a constant per channel, and
-all nodes inside it can go.
+A convolution or matrix product over no channels gives its bias. Where that is added to (or multiplied with) something
+of full size, after nothing but operators that treat channels one by one, the whole branch is a constant per channel,
+and all nodes inside it can go.
 """
 
 from __future__ import annotations

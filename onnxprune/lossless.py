@@ -143,7 +143,7 @@ def _needed(constants: Constants, zero: Mask, index: int) -> Atoms:
     layer = linear(channels, index)
     if layer is not None:
         atoms = _needed_by_layer(constants, zero, index, layer)
-    elif isinstance(rule, Gemm | MatMul) and None not in view.inputs[:2]:
+    elif type(rule) in (Gemm, MatMul) and None not in view.inputs[:2]:
         left, right = _contracted(view)
         atoms = np.concatenate([part[~(zero[left] | zero[right])] for part in (left, right)])
     elif isinstance(rule, POINTWISE):
@@ -151,9 +151,9 @@ def _needed(constants: Constants, zero: Mask, index: int) -> Atoms:
     elif isinstance(rule, Reduce):
         atoms = _ends(channels, view, atoms)
         atoms = atoms[~zero[atoms]]
-    elif isinstance(rule, SUMS):
+    elif type(rule) in SUMS:
         atoms = atoms[~zero[atoms]]
-    elif isinstance(rule, APART):
+    elif type(rule) in APART:
         atoms = atoms[:0]
     return np.concatenate([atoms, *averaged])
 

@@ -16,7 +16,7 @@ from onnxprune.channels import Channels
 from onnxprune.ops import FREE_OF_MACS, rule_for
 from onnxprune.ops.rule import Axes, Factor, Key, Unknown
 from onnxprune.shapes import is_default_domain, is_weight, numbers
-from onnxprune.weights import byte_size, item_size
+from onnxprune.weights import NOT_WEIGHTS, byte_size, item_size
 
 Floats = npt.NDArray[np.float64]
 METRICS = ("macs", "params", "file_bytes", "activation_bytes")
@@ -203,7 +203,7 @@ class Costs:
         for name, tensor in model.stored.items():
             readers = self.channels.readers.get(name)
             axes = self.channels.axes.get(readers[0] if readers else name)
-            counted = tensor.data_type not in NOT_PARAMS
+            counted = tensor.data_type not in NOT_WEIGHTS
             if axes is None:
                 if counted:
                     terms.append((numbers(tensor.dims), []))
@@ -242,10 +242,6 @@ class Costs:
         steps = np.asarray([(first[name], last[name] + 1) for name, _ in known], np.int64).reshape(-1)
         signs = np.tile([1.0, -1.0], len(known))
         self._steps = csr_array((signs, (rows, steps)), shape=(len(known), len(nodes) + 1))
-
-
-NOT_PARAMS = frozenset({6, 7, 8, 9, 12, 13})
-"""ONNX element types of stored numbers that are sizes, indices or text: int32, int64, string, bool, uint32, uint64."""
 
 
 def _file_bytes(channels: Channels) -> int:

@@ -228,7 +228,7 @@ def _dead(attempt: Attempt) -> list[str]:
     """Say what went at no cost, and whether that is enough."""
     problem = attempt.problem
     gone = problem.lossless_part(attempt.plan)
-    if not problem.lossless.count:
+    if not gone["channels"]:
         return []
     note = f"{gone['channels']} channels are constant and went without loss, with {gone['macs']:.1%} of the FLOPs"
     return [note + ("; that alone meets the target" if problem.meets(problem.most)[0] else "")]

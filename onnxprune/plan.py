@@ -186,9 +186,10 @@ def _positions(entry: Any, name: str, width: int) -> npt.NDArray[np.int64]:
     if not isinstance(entry, dict) or entry.get("name") != name or entry.get("width") != width:
         raise InputError(f"the plan does not match the model at group {name!r} of {width} channels")
     kept = entry.get("kept")
-    if not _is_list(kept, int) or kept != sorted(set(kept)) or any(not 0 <= position < width for position in kept):
+    positions: list[int] = list(kept) if isinstance(kept, list) and _is_list(kept, int) else [-1]
+    if positions != sorted(set(positions)) or any(not 0 <= position < width for position in positions):
         raise InputError(f"the plan keeps channels that do not exist in group {name!r}")
-    return np.asarray(kept, np.int64)
+    return np.asarray(positions, np.int64)
 
 
 def file_sha256(path: Path) -> str:

@@ -101,8 +101,7 @@ class Problem:
 
     Attributes:
         widths: channels per group.
-        most: most channels each group can keep: those that are not dead, and dead ones up to the next step where that
-            does not take what others need.
+        most: most channels each group can keep: the live ones, and dead ones where they fill up a step.
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
     """

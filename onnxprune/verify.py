@@ -7,64 +7,27 @@ set to zero. See `zeroed` for what is zeroed and what is not.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from onnxprune import runtime
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels, find_channels
 from onnxprune.errors import InputError, VerifyError
 from onnxprune.metrics import Costs
-from onnxprune.model import analyse, copy_fields, write_external
-from onnxprune.ops.rule import Axes, Key, Mask, View
-from onnxprune.plan import Plan, kept_atoms, kept_slots, whole
+from onnxprune.model import analyse
+from onnxprune.plan import Plan, kept_atoms, whole
 from onnxprune.weights import Array
+from onnxprune.zeroing import bounded, zeroed
 
 LEVELS = ("none", "fast", "full")
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest output; the second where weights have half precision
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-BOUNDED = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
-"""Operators whose outputs hide differences; what goes into them is compared as well."""
-
-ZERO_POINTS = {
-    ("DequantizeLinear", 0): 2,
-    ("ConvInteger", 1): 3,
-    ("MatMulInteger", 0): 2,
-    ("MatMulInteger", 1): 3,
-    ("QLinearConv", 3): 5,
-    ("QLinearMatMul", 0): 2,
-    ("QLinearMatMul", 3): 5,
-    ("QGemm", 3): 5,
-    ("QLinearAdd", 0): 2,
-    ("QLinearAdd", 3): 5,
-    ("QLinearMul", 0): 2,
-    ("QLinearMul", 3): 5,
-}
-"""Operands (operator, input) that hold quantised numbers, and the input that says which of these stand for zero."""
-
-SCALES = {
-    "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2),
-    "ConvInteger": (2, 3),
-    "MatMulInteger": (2, 3),
-    "QLinearConv": (1, 2, 4, 5),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
-    "QGemm": (1, 2, 4, 5),
-}
-"""Inputs of quantised operators that are scales and zero points."""
-
-NOT_ZEROED = frozenset(
-    {("Div", 1), ("Mod", 1), ("Pow", 1), ("BatchNormalization", 4), ("Compress", 1)}
-    | {(op, position) for op, positions in SCALES.items() for position in positions}
-)
-"""Operands (operator, input) that must not become zero: divisors, exponents, variances, choices, scales."""
 
 
 def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[str, str]:
@@ -123,7 +86,7 @@ def verify_lossless(original: Channels, channels: Channels, plan: Plan, level: s
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for seed in range(3 if level == "full" else 1)]
     expected = _reference(original, whole(original), feeds, optimize=False)
     answers = _reference(channels, plan, feeds, optimize=False)
-    worst = max(compare(*pair, _bounded(original)) for pair in zip(expected, answers, strict=True))
+    worst = max(compare(*pair, bounded(original)) for pair in zip(expected, answers, strict=True))
     tolerance = HALF_TOLERANCE if any(t.data_type in HALF_TYPES for t in model.stored.values()) else TOLERANCE
     if worst > tolerance:
         raise VerifyError(f"without its dead channels the model differs by {worst:.1e} of the largest output")
@@ -185,12 +148,12 @@ def _difference(
         return None
     answers = _answers(channels, cut, feeds, optimize)
     pairs = zip(expected, answers, strict=True)
-    return max(compare(wanted, got, _bounded(channels)) for wanted, got in pairs)
+    return max(compare(wanted, got, bounded(channels)) for wanted, got in pairs)
 
 
 def _answers(channels: Channels, cut: ModelProto, feeds: list[dict[str, Array]], optimize: bool) -> list[list[Any]]:
     """Run the cut model, with what goes into bounded outputs as further outputs."""
-    taps = [ValueInfoProto(name=name) for name in _bounded(channels).values()]
+    taps = [ValueInfoProto(name=name) for name in bounded(channels).values()]
     cut.graph.output.extend(taps)
     try:
         session = runtime.Session(cut, folder=channels.model.folder, threads=1, optimize=optimize)
@@ -199,15 +162,6 @@ def _answers(channels: Channels, cut: ModelProto, feeds: list[dict[str, Array]],
         raise VerifyError(f"the cut model does not run: {error}") from error
     finally:
         del cut.graph.output[len(cut.graph.output) - len(taps) :]
-
-
-def _bounded(channels: Channels) -> dict[int, str]:
-    """Find the outputs of functions that flatten large differences: position of the output, and what goes in."""
-    graph = channels.model.graph
-    known = {t.name for t in (*graph.inputs, *graph.outputs)}
-    made = {t.name: node for node in graph.nodes for t in node.outputs if node.op in BOUNDED}
-    found = {i: made[t.name].inputs[0].name for i, t in enumerate(graph.outputs) if t.name in made}
-    return {i: name for i, name in found.items() if name not in known}
 
 
 def _reference(channels: Channels, plan: Plan, feeds: list[dict[str, Array]], optimize: bool) -> list[list[Any]]:
@@ -255,197 +209,3 @@ def compare(expected: list[Any], answers: list[Any], bounded: Container[int] = (
         elif wanted.size and np.mean(wanted != got) > 0.01:
             worst = np.inf
     return worst
-
-
-def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) -> None:
-    """Write the original with every removed slice of its stored numbers set to zero, weights in a file beside it.
-
-    Quantised numbers are set to their zero points. Operands that must not be zero (`NOT_ZEROED`) are left as they are.
-
-    Args:
-        channels: of the original.
-        keep: per atom, whether it stays.
-        path: the file to write.
-        only_contracted: zero only the axes that convolutions and matrix products sum over.
-    """
-    model = channels.model
-    proto = ModelProto()
-    copy_fields(model.proto, proto, skip=["graph"])
-    proto.ir_version = min(max(proto.ir_version, 4), runtime.MAX_IR_VERSION)
-    copy_fields(model.proto.graph, proto.graph, skip=["node", "initializer", "value_info"])
-    proto.graph.output.extend(ValueInfoProto(name=name) for name in _bounded(channels).values())
-    filled = {
-        index: values
-        for index in range(len(model.graph.nodes))
-        if (values := _filled(channels, index, keep)) is not None
-    }
-    own: dict[str, tuple[int, int]] = {}
-    for index, node in enumerate(model.proto.graph.node):
-        if index in filled or (not node.input and node.output[0] in model.stored):
-            continue  # becomes an initializer
-        proto.graph.node.append(node)
-        for position in range(len(node.input)):
-            if (index, position) in channels.axes:
-                name = f"{node.input[position]}/{index}/{position}"
-                proto.graph.node[-1].input[position] = name
-                own[name] = (index, position)
-        if any(not keep[atoms].all() for atoms in channels.averaged.get(index, ())):
-            _average_kept(proto.graph, channels.view(index), keep)
-    axes_of = _zeroable_axes(channels, only_contracted)
-    zeros = _zero_points(channels)
-
-    def tensors() -> Iterator[tuple[str, TensorProto | Array]]:
-        for name, tensor in model.stored.items():
-            axes = channels.axes.get(name)
-            touched = axes is not None and not keep[axes.start : axes.end].all()
-            if axes is not None and touched:
-                zero = zeros.get(name, 0)
-                values = zero_slots(model.array(name), kept_slots(channels, keep, name), zero)
-                slotted = name in channels.slots
-                along = {axis for axis in range(len(axes)) if axis in axes_of(name)} - ({1} if slotted else set())
-                yield name, zero_slices(values, axes, keep, along, zero)
-            else:
-                yield name, tensor
-        for name, key in own.items():
-            root = model.graph.nodes[key[0]].inputs[key[1]].name
-            values = model.array(channels.aliases.root.get(root, root))
-            yield name, zero_slices(values, channels.axes[key], keep, axes_of(key), zeros.get(key, 0))
-        for index, values in filled.items():
-            name = model.graph.nodes[index].outputs[0].name
-            yield name, zero_slices(values, channels.axes[name], keep, axes_of(name))
-
-    write_external(proto, tensors(), path, model.folder)
-
-
-def _average_kept(graph: GraphProto, view: View, keep: Mask) -> None:
-    """Let the last node of a graph average over the kept indices only: gather them, run it, put zeros in between."""
-    node = graph.node.pop()
-    number = 0
-
-    def name(of: str) -> str:
-        nonlocal number
-        number += 1
-        return f"{of}/kept/{number}"
-
-    def store(values: Array, of: str) -> str:
-        graph.initializer.append(numpy_helper.from_array(values, name(of)))
-        return str(graph.initializer[-1].name)
-
-    for position, axes in enumerate(view.inputs):
-        for axis in range(len(axes or ())):
-            assert axes is not None
-            kept = keep[axes[axis]]
-            if not kept.all():
-                x, y = node.input[position], name(node.input[position])
-                node.input[position] = y
-                graph.node.append(helper.make_node("Gather", [x, store(np.flatnonzero(kept), x)], [y], axis=axis))
-    graph.node.append(node)
-    for position, axes in enumerate(view.outputs):
-        for axis in range(len(axes or ())):
-            assert axes is not None
-            kept = keep[axes[axis]]
-            if kept.all():
-                continue
-            y = node.output[position]
-            inside, spread = name(y), name(y)
-            maker = next(n for n in graph.node if y in n.output)
-            maker.output[list(maker.output).index(y)] = inside
-            mask = kept.reshape(-1, *[1] * (len(axes) - axis - 1))
-            dtype = helper.tensor_dtype_to_np_dtype(view.model.types.get(y, TensorProto.FLOAT))
-            places = store(np.maximum(np.cumsum(kept) - 1, 0), y)
-            graph.node.append(helper.make_node("Gather", [inside, places], [spread], axis=axis))
-            graph.node.append(helper.make_node("Mul", [spread, store(mask.astype(dtype), y)], [y]))
-
-
-def zero_slices(values: Array, axes: Axes, keep: Mask, along: Container[int], zero: Array | int = 0) -> Array:
-    """Set the removed slices along some axes to zero, or to the numbers that stand for it."""
-    values = np.array(values)
-    zeros = np.broadcast_to(np.asarray(zero, values.dtype), values.shape)
-    for axis in range(len(axes)):
-        if axis in along:
-            gone = ~keep[axes.offsets[axis] : axes.offsets[axis + 1]]
-            index = (slice(None),) * axis + (gone,)
-            values[index] = zeros[index]
-    return values
-
-
-def zero_slots(values: Array, kept: Mask | None, zero: Array | int = 0) -> Array:
-    """Set other indices of the second axis to zero in every group of rows; see `kept_slots`."""
-    if kept is None:
-        return values
-    values = np.array(values)
-    zeros = np.broadcast_to(np.asarray(zero, values.dtype), values.shape)
-    parts = (part.reshape(len(kept), -1, *values.shape[1:]) for part in (values, zeros))
-    for rows, nothing, mask in zip(*parts, kept, strict=True):
-        rows[:, ~mask] = nothing[:, ~mask]
-    return values
-
-
-def _zero_points(channels: Channels) -> dict[Key, Array]:
-    """Give what stands for zero in each stored tensor of quantised numbers, in a shape that broadcasts to it."""
-    model, found = channels.model, dict[Key, Array]()
-    for index, node in enumerate(model.graph.nodes):
-        inputs = channels.view(index).inputs
-        for position, axes in enumerate(inputs):
-            where = ZERO_POINTS.get((node.op, position), len(inputs))
-            name = node.inputs[where].name if where < len(inputs) else ""
-            name = channels.aliases.root.get(name, name)
-            if axes is not None and name in model.stored:
-                found[axes.key] = _spread(node, position, model.array(name), axes)
-    return found
-
-
-def _spread(node: gs.Node, position: int, zero: Array, axes: Axes) -> Array:
-    """Bring a zero point to a shape that broadcasts to the operand it belongs to."""
-    if zero.size == 1:
-        return zero.reshape([1] * len(axes))
-    along = {"DequantizeLinear": int(node.attrs.get("axis", 1)), "ConvInteger": 0, "QLinearConv": 0}.get(node.op)
-    if along is None:  # a matrix product: rows of the first operand, columns of the second
-        along = -2 if position == 0 or node.attrs.get("transB", 0) else -1
-    if node.attrs.get("block_size", 0):
-        repeated = np.repeat(zero, int(node.attrs["block_size"]), along)
-        return np.take(repeated, np.arange(axes.shape[along]), along)
-    return zero.reshape([len(zero) if axis == along % len(axes) else 1 for axis in range(len(axes))])
-
-
-def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key], Container[int]]:
-    """Say which axes of a stored tensor may be zeroed, given who reads it."""
-    untouched: set[Key] = set()
-    contracted: dict[Key, set[int]] = {}
-    for index, node in enumerate(channels.model.graph.nodes):
-        for position, axes in enumerate(channels.view(index).inputs):
-            if axes is None:
-                continue
-            if (node.op, position) in NOT_ZEROED:
-                untouched.add(axes.key)
-            axis = _contracted_axis(node, position)
-            if axis is not None:
-                contracted.setdefault(axes.key, set()).add(axis % len(axes))
-
-    def axes_of(key: Key) -> Container[int]:
-        if key in untouched:
-            return ()
-        return contracted.get(key, ()) if only_contracted else range(64)
-
-    return axes_of
-
-
-def _contracted_axis(node: gs.Node, position: int) -> int | None:
-    """Name the axis of an operand that a node sums over with the other operand's."""
-    if node.op in ("Conv", "ConvTranspose") and position == 1 and node.attrs.get("group", 1) == 1:
-        return 1 if node.op == "Conv" else 0
-    if node.op == "Gemm" and position == 1:
-        return 1 if node.attrs.get("transB", 0) else 0
-    if node.op == "MatMul" and position < 2:
-        return -1 if position == 0 else -2
-    return None
-
-
-def _filled(channels: Channels, index: int, keep: Mask) -> Array | None:
-    """Write out a ConstantOfShape that serves as a weight and loses slices (None: it does not)."""
-    node = channels.model.graph.nodes[index]
-    axes = channels.axes.get(node.outputs[0].name) if node.op == "ConstantOfShape" else None
-    fill = node.attrs.get("value")
-    if axes is None or fill is None or keep[axes.start : axes.end].all():
-        return None
-    return np.full(axes.shape, fill.values.reshape(-1)[0])

@@ -14,6 +14,8 @@ from onnxprune.errors import InputError
 
 Array = npt.NDArray[Any]
 BLOCK = 4_000_000  # numbers looked at together
+NOT_WEIGHTS = frozenset({6, 7, 8, 9, 12, 13})
+"""ONNX element types of stored numbers that are sizes, indices or text: int32, int64, string, bool, uint32, uint64."""
 
 PACKED_TYPES = frozenset(
     getattr(TensorProto, name)

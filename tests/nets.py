@@ -21,7 +21,7 @@ CLASSES = 5
 TO_THE_END = np.iinfo(np.int64).max
 
 
-MODES: dict[str, dict[str, bool]] = {
+MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "slots": {"slots": True},
     "approximate": {"approximate": True},
@@ -1393,6 +1393,13 @@ def two_groups() -> ModelProto:
     return b.done(b.head(b.relu(b.conv(b.stem(8), 8, 12, 3, 3, group=2)), 12))
 
 
+@net(4, 4, 6)
+def shuffled_between_two_groups() -> ModelProto:
+    b = Builder(seed=1)
+    x = shuffle(b, b.relu(b.conv(b.stem(8), 8, 12, group=2)), 12, 2)
+    return b.done(b.head(b.relu(b.conv(x, 12, 8, group=2)), 8))
+
+
 @net(8, slots=(2, 2))
 def eight_groups() -> ModelProto:
     b = Builder()
@@ -1568,6 +1575,14 @@ def attention_of_what_is_not_zero() -> ModelProto:
     return b.done(b.linear_rows(attend(b, b.node("Sigmoid", q), k, v), 12, 4))
 
 
+@net(8)
+def products_of_what_is_not_zero() -> ModelProto:
+    b = Builder()
+    x = rows_of(b)
+    q, k = (b.node("Sigmoid", b.linear_rows(x, WIDTH, 12)) for _ in range(2))
+    return b.done(b.linear_rows(b.node("MatMul", q, b.node("Transpose", k, perm=[0, 2, 1])), ROWS, 4))
+
+
 @net(8, 12, 12)
 def attention_where_one_side_is_zero() -> ModelProto:
     b = Builder()
@@ -1716,12 +1731,12 @@ def attention_by_einsum() -> ModelProto:
 
 
 @net(3, 4, 8)
-def attention_by_einsum_of_what_is_not_zero() -> ModelProto:
+def products_by_einsum_of_what_is_not_zero() -> ModelProto:
     b = Builder()
     x = rows_of(b)
     q, k, v = (b.node("Einsum", x, b.weight(WIDTH, HEADS, SIZE, fan_in=WIDTH), equation="nld,dhs->nlhs") for _ in "qkv")
-    q, k = b.node("Sigmoid", q), b.node("Exp", k)
-    shares = b.node("Softmax", b.node("Einsum", q, k, equation="nqhs,nkhs->nhqk"), axis=-1)
+    q, k = b.node("Sigmoid", q), b.node("Cos", k)
+    shares = b.node("Mul", b.node("Einsum", q, k, equation="nqhs,nkhs->nhqk"), b.store(0.3))
     x = b.node("Einsum", shares, v, equation="nhqk,nkhs->nqhs")
     return b.done(b.node("Einsum", x, b.weight(HEADS, SIZE, 4, fan_in=12), equation="nlhs,hsd->nld"))
 

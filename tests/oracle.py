@@ -307,7 +307,10 @@ def tensor_shapes(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> di
     if missing:
         del copy.graph.output[:]
         copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing)
-        results = run_model(copy, random_feeds(copy, bound, 0)[0])
+        try:
+            results = run_model(copy, random_feeds(copy, bound, 0)[0])
+        except Exception as error:  # onnxruntime's own types
+            raise AssertionError(f"the model does not run: {str(error)[:300]}") from error
         shapes.update({name: result.shape for name, result in zip(missing, results, strict=True)})
     return shapes
 

@@ -183,7 +183,7 @@ def test_shapes_that_contradict_each_other_are_refused(folder: Path) -> None:
     assert "contradict" in refused_by_all(broken(widen("fc2.weight", 38, 64), dense()))
     broken(widen("conv2.weight", 24, 17, 3, 3))
     for command in (["inspect", "model.onnx"], COMPRESS, [*COMPRESS, "--verify", "none"]):
-        assert "node 'conv2' (Conv): sizes 16 and 17 do not match" in refused(*command)
+        assert "node 'conv2' (Conv): sizes 17 and 16 do not match" in refused(*command)
     assert "onnxruntime cannot" in refused("evaluate", "model.onnx", "--data", "x.npy", "--reference", "model.onnx")
 
 
@@ -407,7 +407,6 @@ def test_a_target_above_the_original_cuts_nothing(good: Path, value: str) -> Non
         (["--align", "-8"], "--align"),
         (["--align", "99999"], "--align"),
         (["--align", "two"], "--align"),
-        (["--min-keep", "0"], "--min-keep"),
         (["--min-keep", "-3"], "--min-keep"),
         (["--budget", "0"], "--budget 0"),
         (["--budget", "-5"], "--budget -5"),

@@ -10,7 +10,7 @@ import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import Builder
+from nets import MODES, Builder, attend, shuffle
 from onnx import ModelProto
 
 SIDE = 4
@@ -41,7 +41,8 @@ def depthwise(b: Builder, x: Map, size: int) -> Map:
 
 
 def grouped(b: Builder, x: Map, size: int) -> Map:
-    return Map(b.conv(x.name, x.channels, 2 * size, group=2 if x.channels % 2 == 0 else 1), 2 * size)
+    groups = next((n for n in (size, 2, 3) if x.channels % n == 0), 1)
+    return Map(b.conv(x.name, x.channels, groups * size, group=groups), groups * size)
 
 
 def residual(b: Builder, x: Map, size: int) -> Map:
@@ -106,9 +107,68 @@ def view(b: Builder, x: Map, size: int) -> Map:
     return Map(b.node("Reshape", y, b.integers(0, -1, SIDE, SIDE)), x.channels)
 
 
+def shuffled(b: Builder, x: Map, size: int) -> Map:
+    groups = next((n for n in (size, 2, 3) if 1 < n < x.channels and x.channels % n == 0), 0)
+    return Map(shuffle(b, x.name, x.channels, groups, SIDE), x.channels) if groups else x
+
+
+def group_norm(b: Builder, x: Map, size: int) -> Map:
+    groups = next((n for n in (size, 2, 3) if x.channels % n == 0), 1)
+    y = b.node("Reshape", x.name, b.integers(0, groups, -1))
+    y = b.node("InstanceNormalization", y, b.vector(groups), b.vector(groups), epsilon=0.1)
+    y = b.node("Reshape", y, b.integers(0, x.channels, SIDE, SIDE))
+    return Map(b.node("Add", b.node("Mul", y, b.vector(x.channels, 1, 1)), b.vector(x.channels, 1, 1)), x.channels)
+
+
+def mean(b: Builder, x: str, axis: int) -> str:
+    return b.node("ReduceMean", x, axes=[axis]) if b.opset < 18 else b.node("ReduceMean", x, b.integers(axis))
+
+
+def channel_norm(b: Builder, x: Map, size: int) -> Map:
+    y = b.node("Sub", x.name, mean(b, x.name, 1))
+    deviation = b.node("Sqrt", b.node("Add", mean(b, b.node("Mul", y, y), 1), b.store(0.1)))
+    return Map(b.node("Mul", b.node("Div", y, deviation), b.vector(x.channels, 1, 1)), x.channels)
+
+
+def attention(b: Builder, x: Map, size: int) -> Map:
+    heads, inside, rows = 1 + size % 3, 2 + size % 2, SIDE * SIDE
+    flat = b.node("Transpose", b.node("Reshape", x.name, b.integers(0, x.channels, rows)), perm=[0, 2, 1])
+    packed = b.linear_rows(flat, x.channels, 3 * heads * inside)
+    packed = b.node("Reshape", packed, b.integers(0, rows, *((3, heads) if size > 3 else (heads, 3)), inside))
+    packed = b.node("Transpose", packed, perm=[2, 0, 3, 1, 4] if size > 3 else [3, 0, 2, 1, 4])
+    q, k, v = (b.node("Gather", packed, b.store(part, np.int64), axis=0) for part in range(3))
+    y = attend(b, q, b.node("Transpose", k, perm=[0, 1, 3, 2]), v)
+    y = b.node("Reshape", b.node("Transpose", y, perm=[0, 2, 1, 3]), b.integers(0, rows, heads * inside))
+    y = b.node("Transpose", b.linear_rows(y, heads * inside, x.channels), perm=[0, 2, 1])
+    return Map(b.node("Add", x.name, b.node("Reshape", y, b.integers(0, x.channels, SIDE, SIDE))), x.channels)
+
+
+def products(b: Builder, x: Map, size: int) -> Map:
+    """Products of two activations, over channels and over pixels: channels that look at each other."""
+    keys, values = (b.node("Reshape", b.conv(x.name, x.channels, size + 1), b.integers(0, 0, -1)) for _ in range(2))
+    queries = b.node("Reshape", b.conv(x.name, x.channels, size + 1), b.integers(0, 0, -1))
+    if size % 2:
+        queries, keys = b.relu(queries), b.node("Sigmoid", keys)
+    y = b.node("MatMul", b.node("MatMul", values, b.node("Transpose", keys, perm=[0, 2, 1])), queries)
+    y = b.node("Reshape", b.node("Tanh", y), b.integers(0, 0, SIDE, SIDE))
+    return Map(b.node("Add", x.name, b.conv(y, size + 1, x.channels)), x.channels)
+
+
+def mixed(b: Builder, x: Map, size: int) -> Map:
+    weight = b.weight(x.channels, 2 * size, fan_in=x.channels)
+    return Map(b.node("Einsum", x.name, weight, equation="nchw,cd->ndhw"), 2 * size)
+
+
+def interleaved(b: Builder, x: Map, size: int) -> Map:
+    maps = [b.node("Unsqueeze", y, b.integers(2)) for y in (x.name, b.relu(b.conv(x.name, x.channels, x.channels)))]
+    y = b.node("Concat", *maps, axis=2)
+    return Map(b.node("Reshape", y, b.integers(0, 2 * x.channels, SIDE, SIDE)), 2 * x.channels)
+
+
 PIECES: tuple[Piece, ...] = (
     *(conv, conv, norm, depthwise, grouped, residual, residual, dense, doubled, halves),
     *(window, padded, reordered, gate, scale, channels_last, view),
+    *(grouped, shuffled, shuffled, group_norm, channel_norm, attention, products, mixed, interleaved),
 )
 
 
@@ -138,16 +198,16 @@ def networks(draw: st.DrawFn) -> ModelProto:
     return b.done(end(b, x))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(networks(), st.integers(0, 2**32 - 1))
-def test_a_random_network_under_a_random_plan_passes_the_oracle(proto: ModelProto, seed: int) -> None:
-    oracle.check(proto, seed=seed)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(networks(), st.integers(0, 2**32 - 1), st.sampled_from(sorted(MODES)))
+def test_a_random_network_under_a_random_plan_passes_the_oracle(proto: ModelProto, seed: int, mode: str) -> None:
+    oracle.check(proto, seed=seed, **MODES[mode])
 
 
 @pytest.mark.slow
 @settings(
     max_examples=1000, deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
-@given(networks(), st.integers(0, 2**32 - 1))
-def test_many_random_networks_under_random_plans_pass_the_oracle(proto: ModelProto, seed: int) -> None:
-    oracle.check(proto, seed=seed)
+@given(networks(), st.integers(0, 2**32 - 1), st.sampled_from(sorted(MODES)))
+def test_many_random_networks_under_random_plans_pass_the_oracle(proto: ModelProto, seed: int, mode: str) -> None:
+    oracle.check(proto, seed=seed, **MODES[mode])

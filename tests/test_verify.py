@@ -19,7 +19,8 @@ from onnxprune.errors import InputError, VerifyError
 from onnxprune.model import analyse, load
 from onnxprune.plan import Plan, kept_atoms
 from onnxprune.surgery import cut
-from onnxprune.verify import compare, verify, zeroed
+from onnxprune.verify import compare, verify
+from onnxprune.zeroing import zeroed
 
 LEVELS = ["fast", "full"]
 

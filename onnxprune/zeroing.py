@@ -1,0 +1,203 @@
+"""The reference of a cut: the original with every removed slice of its stored numbers set to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.channels import Channels
+from onnxprune.model import copy_fields, write_external
+from onnxprune.ops.rule import Axes, Key, Mask, View
+from onnxprune.plan import kept_slots
+from onnxprune.quantized import SCALES, zero_points
+from onnxprune.weights import Array
+
+BOUNDED = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
+"""Operators whose outputs hide differences; what goes into them is compared as well."""
+
+NOT_ZEROED = frozenset(
+    {("Div", 1), ("Mod", 1), ("Pow", 1), ("BatchNormalization", 4), ("Compress", 1)}
+    | {(op, position) for op, positions in SCALES.items() for position in positions}
+)
+"""Operands (operator, input) that must not become zero: divisors, exponents, variances, choices, scales."""
+
+
+def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) -> None:
+    """Write the original with every removed slice of its stored numbers set to zero, weights in a file beside it.
+
+    Quantised numbers are set to their zero points. Operands that must not be zero (`NOT_ZEROED`) are left as they are.
+
+    Args:
+        channels: of the original.
+        keep: per atom, whether it stays.
+        path: the file to write.
+        only_contracted: zero only the axes that convolutions and matrix products sum over.
+    """
+    model = channels.model
+    proto = ModelProto()
+    copy_fields(model.proto, proto, skip=["graph"])
+    proto.ir_version = min(max(proto.ir_version, 4), runtime.MAX_IR_VERSION)
+    copy_fields(model.proto.graph, proto.graph, skip=["node", "initializer", "value_info"])
+    proto.graph.output.extend(ValueInfoProto(name=name) for name in bounded(channels).values())
+    filled = {
+        index: values
+        for index in range(len(model.graph.nodes))
+        if (values := _filled(channels, index, keep)) is not None
+    }
+    own: dict[str, tuple[int, int]] = {}
+    for index, node in enumerate(model.proto.graph.node):
+        if index in filled or (not node.input and node.output[0] in model.stored):
+            continue  # becomes an initializer
+        proto.graph.node.append(node)
+        for position in range(len(node.input)):
+            if (index, position) in channels.axes:
+                name = f"{node.input[position]}/{index}/{position}"
+                proto.graph.node[-1].input[position] = name
+                own[name] = (index, position)
+        if any(not keep[atoms].all() for atoms in channels.averaged.get(index, ())):
+            _average_kept(proto.graph, channels.view(index), keep)
+    axes_of = _zeroable_axes(channels, only_contracted)
+    zeros = zero_points(channels)
+
+    def tensors() -> Iterator[tuple[str, TensorProto | Array]]:
+        for name, tensor in model.stored.items():
+            axes = channels.axes.get(name)
+            touched = axes is not None and not keep[axes.start : axes.end].all()
+            if axes is not None and touched:
+                zero = zeros.get(name, 0)
+                values = zero_slots(model.array(name), kept_slots(channels, keep, name), zero)
+                slotted = name in channels.slots
+                along = {axis for axis in range(len(axes)) if axis in axes_of(name)} - ({1} if slotted else set())
+                yield name, zero_slices(values, axes, keep, along, zero)
+            else:
+                yield name, tensor
+        for name, key in own.items():
+            root = model.graph.nodes[key[0]].inputs[key[1]].name
+            values = model.array(channels.aliases.root.get(root, root))
+            yield name, zero_slices(values, channels.axes[key], keep, axes_of(key), zeros.get(key, 0))
+        for index, values in filled.items():
+            name = model.graph.nodes[index].outputs[0].name
+            yield name, zero_slices(values, channels.axes[name], keep, axes_of(name))
+
+    write_external(proto, tensors(), path, model.folder)
+
+
+def _average_kept(graph: GraphProto, view: View, keep: Mask) -> None:
+    """Let the last node of a graph average over the kept indices only: gather them, run it, put zeros in between."""
+    node = graph.node.pop()
+    number = 0
+
+    def name(of: str) -> str:
+        nonlocal number
+        number += 1
+        return f"{of}/kept/{number}"
+
+    def store(values: Array, of: str) -> str:
+        graph.initializer.append(numpy_helper.from_array(values, name(of)))
+        return str(graph.initializer[-1].name)
+
+    for position, axes in enumerate(view.inputs):
+        for axis in range(len(axes or ())):
+            assert axes is not None
+            kept = keep[axes[axis]]
+            if not kept.all():
+                x, y = node.input[position], name(node.input[position])
+                node.input[position] = y
+                graph.node.append(helper.make_node("Gather", [x, store(np.flatnonzero(kept), x)], [y], axis=axis))
+    graph.node.append(node)
+    for position, axes in enumerate(view.outputs):
+        for axis in range(len(axes or ())):
+            assert axes is not None
+            kept = keep[axes[axis]]
+            if kept.all():
+                continue
+            y = node.output[position]
+            inside, spread = name(y), name(y)
+            maker = next(n for n in graph.node if y in n.output)
+            maker.output[list(maker.output).index(y)] = inside
+            mask = kept.reshape(-1, *[1] * (len(axes) - axis - 1))
+            dtype = helper.tensor_dtype_to_np_dtype(view.model.types.get(y, TensorProto.FLOAT))
+            places = store(np.maximum(np.cumsum(kept) - 1, 0), y)
+            graph.node.append(helper.make_node("Gather", [inside, places], [spread], axis=axis))
+            graph.node.append(helper.make_node("Mul", [spread, store(mask.astype(dtype), y)], [y]))
+
+
+def zero_slices(values: Array, axes: Axes, keep: Mask, along: Container[int], zero: Array | int = 0) -> Array:
+    """Set the removed slices along some axes to zero, or to the numbers that stand for it."""
+    values = np.array(values)
+    zeros = np.broadcast_to(np.asarray(zero, values.dtype), values.shape)
+    for axis in range(len(axes)):
+        if axis in along:
+            gone = ~keep[axes.offsets[axis] : axes.offsets[axis + 1]]
+            index = (slice(None),) * axis + (gone,)
+            values[index] = zeros[index]
+    return values
+
+
+def zero_slots(values: Array, kept: Mask | None, zero: Array | int = 0) -> Array:
+    """Set other indices of the second axis to zero in every group of rows; see `kept_slots`."""
+    if kept is None:
+        return values
+    values = np.array(values)
+    zeros = np.broadcast_to(np.asarray(zero, values.dtype), values.shape)
+    parts = (part.reshape(len(kept), -1, *values.shape[1:]) for part in (values, zeros))
+    for rows, nothing, mask in zip(*parts, kept, strict=True):
+        rows[:, ~mask] = nothing[:, ~mask]
+    return values
+
+
+def bounded(channels: Channels) -> dict[int, str]:
+    """Find the outputs of functions that flatten large differences: position of the output, and what goes in."""
+    graph = channels.model.graph
+    known = {t.name for t in (*graph.inputs, *graph.outputs)}
+    made = {t.name: node for node in graph.nodes for t in node.outputs if node.op in BOUNDED}
+    found = {i: made[t.name].inputs[0].name for i, t in enumerate(graph.outputs) if t.name in made}
+    return {i: name for i, name in found.items() if name not in known}
+
+
+def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key], Container[int]]:
+    """Say which axes of a stored tensor may be zeroed, given who reads it."""
+    untouched: set[Key] = set()
+    contracted: dict[Key, set[int]] = {}
+    for index, node in enumerate(channels.model.graph.nodes):
+        for position, axes in enumerate(channels.view(index).inputs):
+            if axes is None:
+                continue
+            if (node.op, position) in NOT_ZEROED:
+                untouched.add(axes.key)
+            axis = _contracted_axis(node, position)
+            if axis is not None:
+                contracted.setdefault(axes.key, set()).add(axis % len(axes))
+
+    def axes_of(key: Key) -> Container[int]:
+        if key in untouched:
+            return ()
+        return contracted.get(key, ()) if only_contracted else range(64)
+
+    return axes_of
+
+
+def _contracted_axis(node: gs.Node, position: int) -> int | None:
+    """Name the axis of an operand that a node sums over with the other operand's."""
+    if node.op in ("Conv", "ConvTranspose") and position == 1 and node.attrs.get("group", 1) == 1:
+        return 1 if node.op == "Conv" else 0
+    if node.op == "Gemm" and position == 1:
+        return 1 if node.attrs.get("transB", 0) else 0
+    if node.op == "MatMul" and position < 2:
+        return -1 if position == 0 else -2
+    return None
+
+
+def _filled(channels: Channels, index: int, keep: Mask) -> Array | None:
+    """Write out a ConstantOfShape that serves as a weight and loses slices (None: it does not)."""
+    node = channels.model.graph.nodes[index]
+    axes = channels.axes.get(node.outputs[0].name) if node.op == "ConstantOfShape" else None
+    fill = node.attrs.get("value")
+    if axes is None or fill is None or keep[axes.start : axes.end].all():
+        return None
+    return np.full(axes.shape, fill.values.reshape(-1)[0])
