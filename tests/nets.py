@@ -1299,7 +1299,7 @@ def shuffled_in_three_factors() -> ModelProto:
     return b.done(b.conv(b.node("Reshape", x, b.integers(-1, 8, 6, 6)), 8, 4))
 
 
-@net(2)
+@net(8)
 def shuffled_with_flat_pixels() -> ModelProto:
     b = Builder()
     x = b.node("Transpose", b.node("Reshape", b.stem(8), b.integers(-1, 2, 4, 36)), perm=[0, 2, 1, 3])

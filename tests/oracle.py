@@ -62,7 +62,7 @@ SIZE_ATTRIBUTES = {
 }
 
 NOT_ZEROED = {
-    *(("BatchNormalization", 1), ("BatchNormalization", 4), ("InstanceNormalization", 1)),
+    ("BatchNormalization", 4),
     *(("Compress", 1), ("Div", 1), ("Mod", 1), ("Pow", 1), ("Log", 0), ("Reciprocal", 0)),
     *((op, position) for op in ("QuantizeLinear", "DequantizeLinear") for position in (1, 2)),
     *((op, at) for op in ("QLinearAdd", "QLinearConv", "QLinearMatMul", "QLinearMul") for at in (1, 2, 4, 5, 6, 7)),

@@ -117,8 +117,8 @@ def _shuffle(model: Model, chain: Sequence[gs.Node], nodes: Sequence[int]) -> Sh
         return None
     permuted = []
     for axis in range(len(before)):
-        own = [piece for piece, owner in enumerate(parts) if owner == axis]
-        pieces = [perm[place] for place, owner in enumerate(merged) if owner == axis]
+        own = [piece for piece, owner in enumerate(parts) if axis in owner]
+        pieces = [perm[place] for place, owner in enumerate(merged) if axis in owner]
         if sorted(pieces) != own:
             return None
         if pieces != own:
@@ -130,18 +130,18 @@ def _shuffle(model: Model, chain: Sequence[gs.Node], nodes: Sequence[int]) -> Sh
     return Shuffle((nodes[0], nodes[1], nodes[2]), axis, order, split, tuple(own), tuple(perm))
 
 
-def _owners(whole: Shape, parts: Shape) -> list[int | None] | None:
-    """Say for each part (an axis of a split shape) which whole axis it belongs to (None: size 1, to any).
+def _owners(whole: Shape, parts: Shape) -> list[list[int]] | None:
+    """Say for each part (an axis of a split shape) which whole axes it belongs to; one of size 1 belongs to none.
 
     Returns:
-        None where a part reaches across several wholes.
+        None where a part reaches across several wholes and does not hold all of them.
     """
     wholes = [axis for axis, size in enumerate(whole) if size != 1]
     pieces = [axis for axis, size in enumerate(parts) if size != 1]
     factors = shared_factors([whole[axis] for axis in wholes], [parts[axis] for axis in pieces])
-    if factors is None or any(not factor.right.alone for factor in factors):
+    if factors is None or any(not factor.right.alone and not factor.left.alone for factor in factors):
         return None
-    owners: list[int | None] = [None] * len(parts)
+    owners: list[list[int]] = [[] for _ in parts]
     for factor in factors:
-        owners[pieces[factor.right.axis]] = wholes[factor.left.axis]
+        owners[pieces[factor.right.axis]].append(wholes[factor.left.axis])
     return owners
