@@ -4,7 +4,7 @@
     PYTHONPATH=FOLDERS python benchmarks/torch_pruning.py --exporter-script SCRIPT --groups [--nets ...]
 
 The first prints medians of the seconds for analysis and one pruning step that keeps 70 % of every group, both sides in
-turns within one run, on one thread. Torch-Pruning traces the network and steps; onnxprune finds the channels of the
+turns within one run. Torch-Pruning traces the network and steps; onnxprune finds the channels of the
 loaded file, counts their costs, ranks, plans and cuts. The shape inference that comes before is told apart and left
 out of the ratios.
 
@@ -92,11 +92,13 @@ def main() -> None:
     parser.add_argument("--exporter-script", type=Path, required=True)
     parser.add_argument("--nets", help="names, separated by commas")
     parser.add_argument("--groups", action="store_true", help="compare what is found, not how long it takes")
+    parser.add_argument("--threads", type=int, help="of PyTorch; its own choice by default, which is slow where busy")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--memory", type=float, default=12, help="GB; what needs more fails")
     args = parser.parse_args()
     limit_memory(args.memory)
-    torch.set_num_threads(1)  # small operators on several threads take many times longer on a busy machine
+    if args.threads:
+        torch.set_num_threads(args.threads)
     exporting = import_script(args.exporter_script)  # before Torch-Pruning: it may have to prepare for torchvision
     warnings.filterwarnings("ignore")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "torch-pruning", "onnx", "torchvision")) + "\n")

@@ -176,7 +176,7 @@ class _Cut(Draft):
         if not view.has_input(2):
             return np.zeros(shape, helper.tensor_dtype_to_np_dtype(self.model.types[node.outputs[0].name]))
         bias = self._values(node.inputs[2])
-        return bias.reshape(shape) if node.op != "Gemm" else bias * bias.dtype.type(node.attrs.get("beta", 1))
+        return bias.reshape(shape) if node.op != "Gemm" else np.atleast_2d(bias * bias.dtype.type(node.attrs.get("beta", 1)))
 
     def _compute(self, index: int, known: Mapping[str, Array]) -> Array:
         """Run one node on constants."""
@@ -243,7 +243,7 @@ class _Cut(Draft):
             return
         if name in self.model.stored and len(inputs[position].outputs) == 1 and name not in self.outputs:
             self.replaced[name] = wanted
-        elif name in self.varying and now.shape == wanted.shape and now.dtype.kind in "if" and now.all():
+        elif name in self.varying and now.shape == wanted.shape and now.dtype.kind in "if" and now[now != wanted].all():
             self._scale(index, position, wanted, now)
         else:
             self._connect(index, position, self._constant(name, wanted))

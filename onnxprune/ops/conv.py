@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.ops.linear import contract
 from onnxprune.ops.rule import Atoms, Factor, Resize, Rule, Ties, Unknown, View, every_axis
 from onnxprune.shapes import numbers
 
@@ -33,6 +34,7 @@ class Conv(Rule):
         node.tie(w[0], rows[1])
         if groups == 1:
             node.tie(w[1], columns[1])
+            contract(node, x[1], w[1 - self.weight_out])
         elif node.allowed.slots and has_slots(node, self.weight):
             node.balance(rows[1], groups)
             node.balance(columns[1], groups, slots=w[1], weight=w.key)
@@ -41,6 +43,8 @@ class Conv(Rule):
             node.freeze(w[1], "channels inside a group of a convolution")
         for position in self.vectors:
             tie_parameter(node, position, y[1])
+        if node.has_input(self.vectors[-1]):
+            node.set_zero(y[0], False)  # a bias is added to all of the batch
 
     def macs(self, node: View) -> list[list[Factor]]:
         """Each output number sums over the kernel and the input channels of its group."""

@@ -52,7 +52,7 @@ class Elementwise(Rule):
         tie_broadcast(node, [axes for axes in node.inputs if axes is not None], y)
         positions = [p for p in range(len(node.inputs)) if node.inputs[p] is not None][self.zero_operands]
         for axis in range(len(y)):
-            operands = [_zeros(node, position, y, axis) for position in positions]
+            operands = [zeros_along(node, position, y, axis) for position in positions]
             node.set_zero(y[axis], self._combined(operands))
 
     @staticmethod
@@ -114,8 +114,10 @@ class Clip(Elementwise):
 
     @staticmethod
     def _bound(node: Ties, position: int, name: str) -> float | None:
-        value = node.value(position)
-        given = node.attribute(name) if value is None else value.reshape(-1)[0]
+        if node.has_input(position):
+            value = node.value(position)
+            return np.nan if value is None else float(value.reshape(-1)[0])  # NaN: known at run time only
+        given = node.attribute(name)
         return None if given is None else float(given)
 
 
@@ -133,7 +135,7 @@ class Pow(Elementwise):
                 node.set_zero(node.y[axis], False)
 
 
-def _zeros(node: Ties, position: int, y: Axes, axis: int) -> Mask | bool:
+def zeros_along(node: Ties, position: int, y: Axes, axis: int) -> Mask | bool:
     """Tell where an operand is zero along an axis of the output, once the weights of its channels are."""
     x = node.input(position)
     own = axis - len(y) + len(x)

@@ -186,6 +186,7 @@ class ConstantOfShape(Rule):
             raise Unknown("its shape is computed at run time")
         for axis in range(len(node.y)):
             node.free(node.y[axis])
+            node.set_zero(node.y[axis], node.is_constant(0))  # then it is a weight
 
     def resize(self, node: Resize) -> None:
         """Rewrite the shape."""

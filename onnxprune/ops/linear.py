@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from onnxprune.ops.elementwise import tie_broadcast
+from onnxprune.ops.elementwise import tie_broadcast, zeros_along
 from onnxprune.ops.rule import Atoms, Factor, Rule, Ties, Unknown, View, every_axis
 
 
-def contract(node: Ties, left: Atoms, right: Atoms, operands: tuple[int, int] = (0, 1)) -> None:
-    """Tie the axes that two operands, two of the node's inputs, are summed over.
+def contract(node: Ties, left: Atoms, right: Atoms) -> None:
+    """Tie the axes that two operands are summed over.
 
-    Without a weight, nothing drops what the ops before made of a removed slice: one operand must be zero there.
+    What the ops before made of a removed slice must add nothing: one operand, a weight mostly, must be zero there.
     """
     node.tie(left, right)
-    if not (any(map(node.is_constant, operands)) or node.is_zero(left) or node.is_zero(right)):
-        node.freeze(left, "it multiplies two activations that are not zero for a removed channel")
+    if not (node.is_zero(left) or node.is_zero(right)):
+        node.freeze(left, "it multiplies two operands that are not zero for a removed channel")
 
 
 class Gemm(Rule):
@@ -32,6 +32,8 @@ class Gemm(Rule):
         node.tie(b[1 - over_b], y[1])
         if node.has_input(2):
             tie_broadcast(node, [node.input(2)], y)
+            for axis, atoms in enumerate((a[1 - over_a], b[1 - over_b])):
+                node.set_zero(y[axis], node.zeros(atoms) & zeros_along(node, 2, y, axis))
 
     def macs(self, node: View) -> list[list[Factor]]:
         """Rows times columns times the contracted size."""
@@ -52,7 +54,7 @@ class MatMul(Rule):
     def ties(self, node: Ties) -> None:
         """Tie the contracted axes, and the rest to the output."""
         a, b, y = node.x, node.input(self.right), node.y
-        contract(node, a[-1], b[-2 if len(b) > 1 else 0], (0, self.right))
+        contract(node, a[-1], b[-2 if len(b) > 1 else 0])
         if len(a) > 1:
             node.tie(a[-2], y[-2 if len(b) > 1 else -1])
         if len(b) > 1:
@@ -91,6 +93,8 @@ class Einsum(Rule):
 
     @staticmethod
     def _sum(node: Ties, summed: list[Atoms]) -> None:
+        if len({len(atoms) for atoms in summed}) > 1:
+            raise Unknown("an axis that it sums over is stretched")
         if len(summed) == 2:
             contract(node, summed[0], summed[1])
         elif node.is_zero(summed[0]):

@@ -134,6 +134,7 @@ class Gather(Rule):
         elif indices is None:
             for offset in range(len(picked)):
                 node.tie(picked[offset], y[axis + offset])
+                node.set_zero(y[axis + offset], False)  # index 0 picks something
 
     def resize(self, node: Resize) -> None:
         """Count the indices anew."""
