@@ -60,16 +60,26 @@ class Depth:
         names = [(key, axis) for key, axes in channels.axes.items() for axis in range(len(axes))]
         self._tensor_of_axis = [key if isinstance(key, str) else None for key, _ in names]
         self._size_of_axis = [channels.axes[key].shape[axis] for key, axis in names]
+        self._shuffled = {  # tensors inside a shuffle, by what comes out of it
+            self.nodes[shuffle.nodes[-1]].outputs[0].name: [self.nodes[i].outputs[0].name for i in shuffle.nodes[:-1]]
+            for shuffle in channels.shuffles.values()
+        }
         self._makers = {t.name: index for index, node in enumerate(self.nodes) for t in node.outputs}
 
     @cached_property
     def takes_along(self) -> dict[int, frozenset[int]]:
-        """Name the groups that can lose all channels, and the groups that nobody reads then."""
+        """Name the groups that can lose all channels, any of them together, and the groups that nobody reads then.
+
+        Two branches that are added to nothing but each other cannot both go: the first in the graph's order may.
+        """
         found = {}
+        ends = frozenset[int]()
         for position, group in enumerate(self.channels.groups):
-            along = self._takes_along(position, group)
-            if along is not None:
+            branches = self._branches_without(group)
+            along = self._takes_along(position, group, branches) if branches is not None else None
+            if branches is not None and along is not None and self._flow((), ends | branches.ends) is not None:
                 found[position] = along
+                ends |= branches.ends
         return found
 
     def closed(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -86,18 +96,34 @@ class Depth:
 
     def branches(self, empty: Collection[str]) -> Branches | None:
         """Work out what becomes of the nodes where tensors lose all their numbers (None: it cannot be done)."""
+        found = self._flow(empty)
+        if found is None:
+            return None
+        unread = self._unread(found.gone | found.ends | found.constant)
+        return Branches(found.gone | unread, found.ends, found.constant)
+
+    def _flow(self, empty: Collection[str], given: Collection[int] = ()) -> Branches | None:
+        """Follow what is lost through the graph.
+
+        Args:
+            empty: tensors that lose all their numbers.
+            given: nodes that sum over nothing, beside those that read these.
+        """
         gone, ends, constant = set(), set(), set()
         known: set[str] = set()
+        inside = {name for last, names in self._shuffled.items() if last in empty for name in names}
+        empty = {*empty, *inside}
         for index, node in enumerate(self.nodes):
             names = [t.name for t in node.outputs if t.name]
+            reads_known = any(t.name in known for t in node.inputs)
             if names and all(name in empty for name in names):
                 gone.add(index)
-            elif any(t.name in empty for t in node.inputs):
-                if not self._is_end(index):
+            elif index in given or any(t.name in empty for t in node.inputs):
+                if reads_known or not self._is_end(index):
                     return None
                 ends.add(index)
                 known.update(names)
-            elif any(t.name in known for t in node.inputs):
+            elif reads_known:
                 if self._is_join(node, known):
                     continue
                 others = [t.name for t in node.inputs if t.name and t.name not in known]
@@ -107,19 +133,22 @@ class Depth:
                 known.update(names)
         if known & self.outputs:
             return None
-        return Branches(frozenset(gone | self._unread(gone | ends | constant)), frozenset(ends), frozenset(constant))
+        return Branches(frozenset(gone), frozenset(ends), frozenset(constant))
 
-    def _takes_along(self, position: int, group: Group) -> frozenset[int] | None:
+    def _branches_without(self, group: Group) -> Branches | None:
         empty = self._empty(group)
-        branches = self.branches(empty) if empty is not None else None
-        if branches is None or not branches.ends:
+        return self.branches(empty) if empty is not None else None
+
+    def _takes_along(self, position: int, group: Group, branches: Branches) -> frozenset[int] | None:
+        if not branches.ends:
             return None
+        empty = self._empty(group) or set()
         along = set()
         for other, candidate in enumerate(self.channels.groups):
             tensors = self._activations(candidate)
             if other != position and tensors and all(self._makers.get(t) in branches.gone for t in tensors):
                 along.add(other)
-        emptied = empty.union(*(self._empty(self.channels.groups[other]) or () for other in along)) if empty else set()
+        emptied = empty.union(*(self._empty(self.channels.groups[other]) or () for other in along))
         costly = [index for index in branches.gone if self._has_macs(index)]
         if any(t.name not in emptied for index in costly for t in self.nodes[index].outputs):
             return None

@@ -129,6 +129,7 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
     chosen = plans.from_json(channels, content)
     if (lossless.folded or {}) != content.get("folded", {}):
         raise InputError(f"{plan} does not fold what the dead channels of {path.name} add; compress the model again")
+    plans.check_same_cut(channels, chosen, content)
     result = cut(channels, chosen, runtime.evaluate)
     checks = verify(channels, chosen, result, verify_level)
     if lossless.count:
@@ -218,10 +219,20 @@ def _report(path: Path, out: Path | None, attempt: Attempt, settings: CompressSe
         ],
         frozen=frozen_parts(channels, problem.costs),
         lossless=problem.lossless_part(attempt.plan),
-        notes=[*channels.model.notes, *_dead(attempt), *_missed(attempt, after)],
+        notes=[*channels.model.notes, *_dead(attempt), *_approximate(attempt), *_missed(attempt, after)],
         settings={**asdict(settings), "align": asdict(attempt.align)},
         seconds=clock.seconds,
     )
+
+
+def _approximate(attempt: Attempt) -> list[str]:
+    """Say how many groups are cut although something averages over them."""
+    pairs = zip(attempt.channels.groups, attempt.plan.counts, strict=True)
+    cut_groups = [group for group, count in pairs if group.is_approximate and count < group.width]
+    if not cut_groups:
+        return []
+    what = "group is" if len(cut_groups) == 1 else "groups are"
+    return [f"{len(cut_groups)} {what} cut approximately: normalisations average over what is left of them"]
 
 
 def _dead(attempt: Attempt) -> list[str]:

@@ -58,6 +58,8 @@ class _Cut(Draft):
         for key, axes in self.channels.axes.items():
             if isinstance(key, str):
                 planned[key] = tuple(self._size(axes, axis) for axis in range(len(axes)))
+        for name, root in self.channels.aliases.root.items():
+            planned[name] = planned[root]
         return sizes.compute_sizes(self.model.proto, sorted(self.model.size_nodes), planned, self.model.stored, run)
 
     def _size(self, axes: Axes, axis: int) -> int:
@@ -68,9 +70,11 @@ class _Cut(Draft):
         idle = self._end_branches()
         inside = {index for shuffle in self.channels.shuffles.values() for index in shuffle.nodes}
         for index in range(len(self.nodes)):
+            if index in idle:
+                continue
             if index in self.channels.shuffles:
                 self._resize_shuffle(self.channels.shuffles[index])
-            elif index not in self.model.size_nodes and index not in inside and index not in idle:
+            elif index not in self.model.size_nodes and index not in inside:
                 self._resize(index)
         self._drop_unread()
         return self._export()
@@ -176,7 +180,9 @@ class _Cut(Draft):
         if not view.has_input(2):
             return np.zeros(shape, helper.tensor_dtype_to_np_dtype(self.model.types[node.outputs[0].name]))
         bias = self._values(node.inputs[2])
-        return bias.reshape(shape) if node.op != "Gemm" else np.atleast_2d(bias * bias.dtype.type(node.attrs.get("beta", 1)))
+        if node.op == "Gemm":
+            return np.atleast_2d(bias * bias.dtype.type(node.attrs.get("beta", 1)))
+        return bias.reshape(shape)
 
     def _compute(self, index: int, known: Mapping[str, Array]) -> Array:
         """Run one node on constants."""

@@ -73,6 +73,7 @@ class Tying:
         self.slots = slots
         self.constant = constant_tensors(model)
         self.aliases = _aliases(model)
+        self.sized = _sized(model)
         elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in captured(model)}
         self.shuffles = find_shuffles(model, elsewhere)
         inside = {index for shuffle in self.shuffles.values() for index in shuffle.nodes[:-1]}
@@ -140,10 +141,11 @@ class Tying:
             self.reasons.append(reason)
 
     def freeze_tensor(self, name: str, reason: Reason) -> None:
-        """Freeze a whole tensor, whichever name it goes by."""
-        axes = self.axes.get(self.aliases.root.get(name, name))
-        if axes is not None:
-            self.freeze(np.arange(axes.start, axes.end), reason)
+        """Freeze a whole tensor, whichever name it goes by, and what it tells the size of."""
+        for found in (name, *self.sized.get(name, ())):
+            axes = self.axes.get(self.aliases.root.get(found, found))
+            if axes is not None:
+                self.freeze(np.arange(axes.start, axes.end), reason)
 
     def visit(self, index: int) -> None:
         """Let the rule of a node speak; what it does not mention freezes.
@@ -257,6 +259,18 @@ def _stored_nodes(model: Model) -> frozenset[int]:
     return frozenset(i for i, node in nodes if not node.inputs and any(t.name in model.stored for t in node.outputs))
 
 
+def _sized(model: Model) -> dict[str, frozenset[str]]:
+    """Name for each tensor of shape arithmetic the tensors whose sizes it follows from."""
+    sized: dict[str, frozenset[str]] = {}
+    for index in sorted(model.size_nodes):
+        node = model.graph.nodes[index]
+        names = [t.name for t in node.inputs]
+        if node.op not in ("Shape", "Size"):
+            names = [name for source in names for name in sized.get(source, ())]
+        sized.update((t.name, frozenset(names)) for t in node.outputs)
+    return sized
+
+
 def _aliases(model: Model) -> Aliases:
     """Follow Identity nodes on stored tensors: exporters merge equal parameters of strangers that way."""
     root: dict[str, str] = {}
@@ -281,6 +295,7 @@ def _private_readers(model: Model, aliases: Aliases, skipped: frozenset[int]) ->
             if root in model.stored:
                 readers[root].append((index, position))
     bound_elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in captured(model)}
+    bound_elsewhere |= {t.name for i in model.size_nodes for t in model.graph.nodes[i].inputs}  # it has one shape
     bound_elsewhere |= {aliases.root[name] for name in bound_elsewhere if name in aliases.root}
     return {
         name: found

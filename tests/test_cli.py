@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from cli_nets import CLASSES, IMAGE, Outcome, convs, dense, files, residual, run, sizes, write, write_outside
+from nets import NETS
 
 from onnxprune import models as zoo
 from onnxprune import pipeline
@@ -689,3 +690,38 @@ def test_dense_layers_compress_too(folder: Path) -> None:
     passed("compress", "dense.onnx", "--params", 0.5, "-o", "small.onnx", "--align", 1)
     report = read("small.report.json")
     assert 0.45 < report["after"]["params"] / report["before"]["params"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("net", "options"),
+    [
+        ("layer_norm", ("--approximate",)),
+        ("packed_attention_by_part_and_head", ("--slots",)),
+        ("embedding", ("--approximate", "--slots")),
+        ("grouped_conv", ("--slots",)),
+        ("residual", ("--min-keep", 0)),
+    ],
+)
+def test_apply_repeats_every_kind_of_cut(folder: Path, net: str, options: tuple[object, ...]) -> None:
+    write(NETS[net].build(), folder / "net.onnx")
+    passed("compress", "net.onnx", "--flops", 0.4, "--align", 1, *options, "-o", "small.onnx")
+    passed("apply", "net.onnx", "small.plan.json", "-o", "again.onnx")
+    assert (folder / "again.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
+
+
+def test_apply_refuses_a_plan_whose_slices_are_not_those_it_would_cut(folder: Path) -> None:
+    passed("compress", "model.onnx", "--flops", 0.5, "-o", "small.onnx", *FIXED)
+    content = read("small.plan.json")
+    next(iter(content["removed"].values()))["0"].pop()
+    (folder / "small.plan.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "would cut other slices" in failed(2, "apply", "model.onnx", "small.plan.json", "-o", "again.onnx")
+
+
+def test_approximate_groups_are_marked_and_only_asked_for(folder: Path) -> None:
+    write(NETS["layer_norm"].build(), folder / "net.onnx")
+    passed("inspect", "net.onnx", "--json", "exact.json")
+    assert not any(group["approximate"] for group in read("exact.json")["groups"])
+    assert "(approximate)" in passed("inspect", "net.onnx", "--approximate").out
+    out = passed("compress", "net.onnx", "--flops", 0.4, "--align", 1, "--approximate", "-o", "small.onnx").out
+    assert "cut approximately: normalisations average over what is left" in out
+    assert any(group["approximate"] for group in read("small.report.json")["groups"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from onnxprune.ops.conv import tie_parameter
-from onnxprune.ops.elementwise import tie_broadcast
+from onnxprune.ops.elementwise import tie_broadcast, zeros_along
 from onnxprune.ops.linear import Gemm, contract
 from onnxprune.ops.microsoft import DOMAIN
 from onnxprune.ops.pooling import Pool
@@ -80,10 +80,12 @@ class QGemm(Gemm):
         """Tie the contracted axes, and the rest to the output."""
         a, b, y = node.x, node.input(3), node.y
         over_a, over_b = self._contracted(node)
-        contract(node, a[over_a], b[over_b], (0, 3))
+        contract(node, a[over_a], b[over_b])
         node.tie(a[1 - over_a], y[0])
         node.tie(b[1 - over_b], y[1])
         for position in (4, 5):
             tie_parameter(node, position, y[1])
         if node.has_input(6):
             tie_broadcast(node, [node.input(6)], y)
+            for axis, atoms in enumerate((a[1 - over_a], b[1 - over_b])):
+                node.set_zero(y[axis], node.zeros(atoms) & zeros_along(node, 6, y, axis))
