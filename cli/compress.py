@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 )
 @click.option("--search", default="uniform", show_default=True, help="How widths are chosen: uniform, random.")
 @click.option("--budget", default=100, show_default=True, help="Candidates the search may judge.")
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan, if --align is given.")
 @click.option("--criterion", default="l2", show_default=True, help="How channels are ranked: l1, l2, random.")
 @click.option(
     "--align",

@@ -24,6 +24,9 @@ Run = Callable[[ModelProto, Mapping[str, Array], Path | None], list[Any]]
 SMALL = 4096  # numbers; larger tensors are weights or activations, never shape arithmetic
 FEW = 16  # numbers; a float tensor computed from sizes holds a scale per axis at most, larger ones are weights
 DEFAULT_IMAGE_SIZE = 224
+MOVES = frozenset({"Gather", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Trilu", "Unsqueeze"})
+"""Operators that move the numbers of their first input around as their other inputs say."""
+
 NOT_REPEATABLE = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -257,7 +260,8 @@ def shape_arithmetic(
             continue
         whole = all(types.get(name) in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) for name in node.output)
         from_sizes = any(name in sized for name in inputs)
-        fills = node.op_type in ("ConstantOfShape", "Expand") and not whole
+        moves = node.op_type in MOVES and node.input[0] not in sized  # weights, to where sizes say
+        fills = not whole and (moves or node.op_type in ("ConstantOfShape", "Expand"))
         fits = all(numbers(shapes.get(name, ())) <= (SMALL if whole else FEW) for name in node.output)
         if (from_sizes or whole) and not fills and fits:
             found.append(index)

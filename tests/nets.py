@@ -1839,3 +1839,111 @@ def quantised_weights() -> ModelProto:
     numbers = b.store(b.rng.integers(50, 200, (4, 6, 1, 1)), np.uint8)
     weight = b.node("DequantizeLinear", numbers, b.store(0.01), b.store(128, np.uint8))
     return b.done(b.node("Conv", x, weight))
+
+
+# ------------------------------------------------------------------------- where nothing may be taken for zero
+
+
+@net()
+def sum_of_columns_with_one_bias() -> ModelProto:
+    b = Builder()
+    x = b.node("Gemm", b.input("N", 6), b.weight(6, 8), b.store([0.7]))
+    return b.done(b.node("ReduceSum", x, b.integers(1)), rank=2)
+
+
+@net()
+def sum_of_channels_folded_into_the_batch() -> ModelProto:
+    b = Builder()
+    x = b.conv(b.node("Reshape", b.stem(8, batch=1), b.integers(8, 1, 6, 6)), 1, 1, 3, 3)
+    return b.done(b.node("ReduceSum", b.node("Reshape", x, b.integers(8, 16)), b.integers(0)), rank=2)
+
+
+def correlation(b: Builder, act: str) -> ModelProto:
+    """One image's features as the kernel that runs over another's."""
+    x = b.node(act, b.conv(b.input(1, 3, 9, 9), 3, 8, 3, 3))
+    z = b.node("Sigmoid", b.conv(b.input(1, 3, 5, 5), 3, 8, 3, 3))
+    return b.done(b.node("Conv", x, z))
+
+
+@net(8)
+def correlation_of_features() -> ModelProto:
+    return correlation(Builder(), "Relu")
+
+
+@net()
+def correlation_of_features_that_are_not_zero() -> ModelProto:
+    return correlation(Builder(), "Sigmoid")
+
+
+@net()
+def weights_that_are_not_zero_of_zero() -> ModelProto:
+    b = Builder()
+    x = b.node("Sigmoid", b.linear_rows(b.input("N", 5, 6), 6, 8))
+    return b.done(b.node("MatMul", x, b.node("Sigmoid", b.weight(8, 4))))
+
+
+@net()
+def clip_with_bounds_of_the_input() -> ModelProto:
+    b = Builder()
+    low = b.node("ReduceMax", b.node("Sigmoid", b.input(1)), keepdims=0)
+    return b.done(b.node("ReduceSum", b.node("Clip", b.stem(8), low), b.integers(1)))
+
+
+@net()
+def indices_that_are_zero() -> ModelProto:
+    b = Builder()
+    x = b.node("ReduceSum", b.stem(8), b.integers(0, 2, 3), keepdims=0)
+    picked = b.node("Cast", b.node("Clip", x, b.store(0.0), b.store(1.0)), to=TensorProto.INT64)
+    return b.done(b.node("ReduceSum", b.node("Gather", b.weight(5, 4), picked), b.integers(0)), rank=2)
+
+
+# ------------------------------------------------------------------------------------- sizes that tell more
+
+
+@net()
+def size_that_is_an_output() -> ModelProto:
+    b = Builder()
+    x = b.stem(8)
+    size = b.node("Gather", b.node("Shape", x), b.integers(1))
+    return b.done(b.conv(x, 8, 4), b.node("Mul", size, b.integers(2)))
+
+
+@net(8)
+def size_of_a_shared_bias() -> ModelProto:
+    b = Builder()
+    bias = b.vector(8)
+
+    def shift(x: str) -> str:
+        size = b.node("Gather", b.node("Shape", bias), b.integers(0))
+        target = b.node("Concat", b.integers(1), size, b.integers(1, 1), axis=0)
+        return b.relu(b.node("Add", x, b.node("Reshape", bias, target)))
+
+    return b.done(b.conv(shift(b.conv(shift(b.stem(8)), 8, 8)), 8, 4))
+
+
+@net(8)
+def size_of_an_alias() -> ModelProto:
+    b = Builder()
+    weight = b.weight(8, 6)
+    size = b.node("Slice", b.node("Shape", b.node("Identity", weight)), b.integers(0), b.integers(1))
+    x = b.node("Gemm", b.input("N", 6), weight, transB=1)
+    x = b.node("Add", x, b.node("Expand", b.store([0.3]), size))
+    return b.done(b.linear(b.relu(x), 8, 4), rank=2)
+
+
+@net(8)
+def view_that_copies_the_channels() -> ModelProto:
+    b = Builder()
+    x = b.stem(8)
+    batch = b.node("Slice", b.node("Shape", x), b.integers(0), b.integers(1))
+    x = b.node("Reshape", x, b.node("Concat", batch, b.integers(0, 36), axis=0))
+    x = b.node("Transpose", x, perm=[0, 2, 1])
+    x = b.node("Reshape", x, b.node("Concat", batch, b.integers(0, 8), axis=0))
+    return b.done(b.linear_rows(x, 8, 4), rank=3)
+
+
+@net()
+def einsum_that_stretches_what_it_sums() -> ModelProto:
+    b = Builder()
+    x = b.relu(b.linear_rows(b.input("N", 5, 6), 6, 8))
+    return b.done(b.node("Einsum", x, b.weight(8, 1, 4), equation="nlc,clk->nk"), rank=2)

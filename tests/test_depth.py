@@ -11,7 +11,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Builder, residual, squeeze_and_excitation
+from nets import Builder, residual, shuffle, squeeze_and_excitation
 from onnx import ModelProto
 from test_properties import networks
 
@@ -76,6 +76,36 @@ def joined() -> ModelProto:
     return b.done(b.head(b.node("Concat", x, b.relu(b.conv(x, 8, 5)), axis=1), 13))
 
 
+def added_to_each_other() -> ModelProto:
+    b = Builder(seed=9)
+    x = b.input("N", 3, 6, 6)
+    one = b.conv(b.relu(b.conv(x, 3, 8)), 8, 6)
+    two = b.conv(b.relu(b.conv(x, 3, 7)), 7, 6)
+    return b.done(b.head(b.relu(b.node("Add", one, two)), 6))
+
+
+def normed_rows() -> ModelProto:
+    b = Builder(seed=10)
+    x = b.relu(b.linear(b.input("N", 6), 6, 8))
+    y = b.norm(b.linear(b.relu(b.linear(x, 8, 7)), 7, 8), 8)
+    return b.done(b.linear(b.relu(b.node("Add", x, y)), 8, 4), rank=2)
+
+
+def shuffled_branch() -> ModelProto:
+    b = Builder(seed=11)
+    x = b.stem(8)
+    y = shuffle(b, b.relu(b.conv(x, 8, 4)), 4, 2)
+    y = b.conv(b.relu(b.conv(y, 4, 6)), 6, 8)
+    return b.done(b.head(b.relu(b.node("Add", x, y)), 8))
+
+
+def shuffled_at_the_end() -> ModelProto:
+    b = Builder(seed=12)
+    x = b.stem(8)
+    y = b.conv(shuffle(b, b.relu(b.conv(x, 8, 4)), 4, 2), 4, 8)
+    return b.done(b.head(b.relu(b.node("Add", x, y)), 8))
+
+
 CAN = {
     residual: [6],
     squeeze_and_excitation: [2],
@@ -84,6 +114,10 @@ CAN = {
     feed_forward: [12],
     products: [7],
     grown_back: [5],
+    added_to_each_other: [8],
+    normed_rows: [7],
+    shuffled_branch: [6],
+    shuffled_at_the_end: [4],
 }
 
 
