@@ -22,18 +22,20 @@ class Gemm(Rule):
     """Gemm: columns of A meet rows of B, columns of B make the output."""
 
     ops: ClassVar[tuple[str, ...]] = ("Gemm",)
+    right: ClassVar[int] = 1
+    bias: ClassVar[int] = 2
 
     def ties(self, node: Ties) -> None:
         """Tie the contracted axes, and the rest to the output."""
-        a, b, y = node.x, node.input(1), node.y
+        a, b, y = node.x, node.input(self.right), node.y
         over_a, over_b = self._contracted(node)
         contract(node, a[over_a], b[over_b])
         node.tie(a[1 - over_a], y[0])
         node.tie(b[1 - over_b], y[1])
-        if node.has_input(2):
-            tie_broadcast(node, [node.input(2)], y)
+        if node.has_input(self.bias):
+            tie_broadcast(node, [node.input(self.bias)], y)
             for axis, atoms in enumerate((a[1 - over_a], b[1 - over_b])):
-                node.set_zero(y[axis], node.zeros(atoms) & zeros_along(node, 2, y, axis))
+                node.set_zero(y[axis], node.zeros(atoms) & zeros_along(node, self.bias, y, axis))
 
     def macs(self, node: View) -> list[list[Factor]]:
         """Rows times columns times the contracted size."""

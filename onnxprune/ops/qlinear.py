@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from onnxprune.ops.conv import tie_parameter
-from onnxprune.ops.elementwise import tie_broadcast, zeros_along
-from onnxprune.ops.linear import Gemm, contract
+from onnxprune.ops.elementwise import tie_broadcast
+from onnxprune.ops.linear import Gemm
 from onnxprune.ops.microsoft import DOMAIN
 from onnxprune.ops.pooling import Pool
 from onnxprune.ops.rule import Axes, Rule, Ties, Unknown, View
@@ -75,17 +75,11 @@ class QGemm(Gemm):
 
     domain: ClassVar[str] = DOMAIN
     ops: ClassVar[tuple[str, ...]] = ("QGemm",)
+    right: ClassVar[int] = 3
+    bias: ClassVar[int] = 6
 
     def ties(self, node: Ties) -> None:
-        """Tie the contracted axes, and the rest to the output."""
-        a, b, y = node.x, node.input(3), node.y
-        over_a, over_b = self._contracted(node)
-        contract(node, a[over_a], b[over_b])
-        node.tie(a[1 - over_a], y[0])
-        node.tie(b[1 - over_b], y[1])
+        """Tie the contracted axes, and the rest to the output and its parameters."""
+        super().ties(node)
         for position in (4, 5):
-            tie_parameter(node, position, y[1])
-        if node.has_input(6):
-            tie_broadcast(node, [node.input(6)], y)
-            for axis, atoms in enumerate((a[1 - over_a], b[1 - over_b])):
-                node.set_zero(y[axis], node.zeros(atoms) & zeros_along(node, 6, y, axis))
+            tie_parameter(node, position, node.y[1])
