@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 
@@ -25,3 +27,12 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     batch, channels, height, width = x.shape
     x = x.view(batch, groups, channels // groups, height, width)
     return x.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def stem(channels: int, width: int, *, small: bool) -> OrderedDict[str, nn.Module]:
+    """Start a ShuffleNet: a convolution, and for all but small images a step and a pool that halve them twice."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv1"] = unit(channels, width, 3, stride=1 if small else 2)
+    if not small:
+        layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+    return layers

@@ -5,13 +5,11 @@ Images of up to 64 pixels get a stem that keeps their size.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import shuffle, unit
+from .layers import shuffle, stem, unit
 
 # Width of the first stage by the number of groups; every further stage has twice the width.
 _WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -43,12 +41,8 @@ class Block(nn.Module):
 
 def network(input_shape: tuple[int, int, int], classes: int, *, groups: int) -> nn.Module:
     """Build ShuffleNet-v1 with 1, 2, 3, 4 or 8 groups."""
-    small = input_shape[-1] <= 64
     channels = _STEM
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = unit(input_shape[0], channels, 3, stride=1 if small else 2)
-    if not small:
-        layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+    layers = stem(input_shape[0], channels, small=input_shape[-1] <= 64)
     for stage, count in enumerate(_BLOCKS):
         width = _WIDTHS[groups] * 2**stage
         members = []

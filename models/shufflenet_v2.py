@@ -6,12 +6,10 @@ files load.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from .layers import shuffle, unit
+from .layers import shuffle, stem, unit
 
 # Widths of the three stages and of the last convolution, by the factor of the paper.
 _WIDTHS = {
@@ -57,12 +55,8 @@ class Mean(nn.Module):
 
 def network(input_shape: tuple[int, int, int], classes: int, *, width: float) -> nn.Module:
     """Build ShuffleNet-v2 of a width 0.5, 1.0, 1.5 or 2.0."""
-    small = input_shape[-1] <= 64
     channels = _STEM
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = unit(input_shape[0], channels, 3, stride=1 if small else 2)
-    if not small:
-        layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+    layers = stem(input_shape[0], channels, small=input_shape[-1] <= 64)
     *stages, last = _WIDTHS[width]
     for stage, (count, wide) in enumerate(zip(_BLOCKS, stages, strict=True), start=2):
         members = [Block(channels, wide, 2)] + [Block(wide, wide, 1) for _ in range(count - 1)]

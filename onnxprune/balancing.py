@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxprune.components import Components
 from onnxprune.ops.rule import Balance
@@ -82,14 +80,8 @@ def _ranks(tying: Tying, components: Components, balances: Sequence[Balance]) ->
 
 def _clusters(balances: Sequence[Balance], components: Components) -> list[list[Balance]]:
     """Put balances together that share channels."""
-    touched = [np.unique(components.label[b.blocks]) for b in balances]
-    rows = np.repeat(np.arange(len(balances)), [len(t) for t in touched])
-    columns = np.concatenate([*touched, np.empty(0, np.int64)]) + len(balances)
-    total = len(balances) + components.count
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(total, total))
-    _, found = connected_components(graph, directed=False)
     clusters: dict[int, list[Balance]] = {}
-    for balance, cluster in zip(balances, found[: len(balances)], strict=True):
+    for balance, cluster in zip(balances, components.clusters([b.blocks for b in balances]), strict=True):
         clusters.setdefault(int(cluster), []).append(balance)
     return list(clusters.values())
 

@@ -23,7 +23,7 @@ from onnxprune.ops.conv import has_slots
 from onnxprune.ops.rule import Atoms, Axes, Balance, Key, View
 from onnxprune.ops.shuffle import Shuffle
 from onnxprune.regrouping import choose_carriers
-from onnxprune.tying import Aliases, Reason, Tying, captured, view_of
+from onnxprune.tying import Aliases, Reason, Tying, view_of
 
 FROZEN = -1
 FEW_GROUPS = 4  # of fewer whole groups there is no choice to speak of: the inside of each is cut
@@ -135,7 +135,7 @@ def _find(model: Model, keep: Sequence[str], approximate: bool, inside: Containe
             tying.visit(index)
     for tensor in model.graph.outputs:
         tying.freeze_tensor(tensor.name, Reason(-1, f"model output {tensor.name!r}"))
-    for index, name in captured(model):
+    for index, name in tying.captured:
         tying.freeze_tensor(name, Reason(index, "used inside its body"))
     choose_carriers(tying, slots)
     return _channels(tying)
@@ -205,12 +205,18 @@ def _hold_idle(tying: Tying, components: Components) -> None:
 
 def _signatures(components: Components, axis_of: Atoms) -> npt.NDArray[np.uint64]:
     """Sum up for every component which axes it touches, and how often."""
-    axes_total = int(axis_of[-1]) + 1
-    pairs, multiplicity = np.unique(components.label * axes_total + axis_of, return_counts=True)
-    component, axis = np.divmod(pairs, axes_total)
+    component, axis, multiplicity = _touched(components, axis_of, np.arange(len(axis_of)))
     signature = np.zeros(components.count, np.uint64)
     np.add.at(signature, component, _mixed(axis * 1_000_003 + multiplicity))
     return signature
+
+
+def _touched(components: Components, axis_of: Atoms, atoms: Atoms) -> tuple[Atoms, Atoms, Atoms]:
+    """List which components some atoms belong to, by component: (component, axis, how many atoms of that axis)."""
+    axes_total = int(axis_of[-1]) + 1
+    pairs, multiplicity = np.unique(components.label[atoms] * axes_total + axis_of[atoms], return_counts=True)
+    component, axis = np.divmod(pairs, axes_total)
+    return component, axis, multiplicity
 
 
 def _group(tying: Tying, components: Components, axis_of: Atoms) -> tuple[list[Group], npt.NDArray[np.int64]]:
@@ -219,22 +225,21 @@ def _group(tying: Tying, components: Components, axis_of: Atoms) -> tuple[list[G
     atoms = np.flatnonzero(components.free())
     if not len(atoms):
         return [], np.empty(0, np.int64)
-    axes_total = int(axis_of[-1]) + 1
-    pairs, multiplicity = np.unique(label[atoms] * axes_total + axis_of[atoms], return_counts=True)
-    component, axis = np.divmod(pairs, axes_total)
+    component, axis, multiplicity = _touched(components, axis_of, atoms)
     starts = np.flatnonzero(np.diff(component, prepend=-1))
     signature = np.add.reduceat(_mixed(axis * 1_000_003 + multiplicity), starts)
     found = component[starts]
     first_atom = np.full(components.count, len(label), np.int64)
     np.minimum.at(first_atom, label[atoms], atoms)
     approximate = np.zeros(components.count, bool)
-    approximate[label[tying.approximated]] = True
+    for averaged in tying.averaged.values():
+        approximate[label[np.concatenate(averaged)]] = True
     order = np.argsort(first_atom[found], kind="stable")
     members: dict[int, list[int]] = defaultdict(list)
     for position in order:
         members[int(signature[position])].append(int(position))
     names = _axis_names(tying)
-    ends = np.append(starts[1:], len(pairs))
+    ends = np.append(starts[1:], len(component))
     groups, lonely, taken = [], [], dict[str, int]()
     for positions in members.values():
         if len(positions) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,9 @@ class Components:
     @classmethod
     def of(cls, tying: Tying) -> Components:
         """Find the components of what has been tied so far."""
-        total = tying.total
         left = np.concatenate([*tying.left, np.empty(0, np.int64)])
         right = np.concatenate([*tying.right, np.empty(0, np.int64)])
-        ones = np.ones(len(left), bool)
-        count, component = connected_components(coo_array((ones, (left, right)), shape=(total, total)), directed=False)
-        label = component.astype(np.int64)
+        count, label = _connected(left, right, tying.total)
         reason = np.full(count, len(tying.reasons), np.int64)  # the first one, in the order of the graph
         held = np.flatnonzero(tying.reason_of >= 0)
         np.minimum.at(reason, label[held], tying.reason_of[held])
@@ -53,6 +51,17 @@ class Components:
         """Tell which atoms are free."""
         return self.reason[self.label] < 0
 
-    def merge(self, others: npt.NDArray[np.int64], into: int) -> None:
-        """Put components together under one of their labels."""
-        self.label[np.isin(self.label, others)] = into
+    def clusters(self, touched: Sequence[Atoms]) -> npt.NDArray[np.int64]:
+        """Number sets of atoms so that those which share components, directly or through others, get one number."""
+        labels = [np.unique(self.label[atoms]) for atoms in touched]
+        rows = np.repeat(np.arange(len(labels)), [len(found) for found in labels])
+        columns = np.concatenate([*labels, np.empty(0, np.int64)]) + len(labels)
+        _, number = _connected(rows, columns, len(labels) + self.count)
+        return number[: len(labels)]
+
+
+def _connected(left: Atoms, right: Atoms, total: int) -> tuple[int, npt.NDArray[np.int64]]:
+    """Connect numbers below `total` pair by pair; returns how many components that makes, and the one of each."""
+    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(total, total))
+    count, number = connected_components(graph, directed=False)
+    return int(count), number.astype(np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import TensorProto, helper
 
 from onnxprune.channels import Channels
 from onnxprune.errors import InputError
@@ -23,7 +23,7 @@ from onnxprune.ops.reduction import Reduce
 from onnxprune.ops.rule import Allowed, Atoms, Axes, Known, Mask, Ties, Unknown
 from onnxprune.ops.shuffle import Shuffle
 from onnxprune.ops.slicing import Concat, Gather, Pad, Slice, Split
-from onnxprune.shapes import Run, is_default_domain
+from onnxprune.shapes import Run, is_default_domain, run_alone
 from onnxprune.weights import Array
 
 POINTWISE = (Elementwise, CastLike, Dropout)
@@ -277,15 +277,7 @@ class _Node:
 
     def _run(self, feeds: dict[str, Array]) -> list[Array]:
         model = self.view.model.proto
-        tiny = ModelProto(ir_version=max(model.ir_version, 4))
-        tiny.opset_import.extend(model.opset_import)
-        tiny.graph.name = "node"
-        tiny.graph.node.append(model.graph.node[self.view.index])
-        for name, values in feeds.items():
-            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-            tiny.graph.input.append(helper.make_tensor_value_info(name, kind, values.shape))
-        tiny.graph.output.extend(ValueInfoProto(name=t.name) for t in self.node.outputs if t.name)
         try:
-            return self.run(tiny, feeds, None)
+            return run_alone(model, model.graph.node[self.view.index], feeds, self.run)
         except InputError:
             return []  # what cannot be computed is not known

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxprune.components import Components
 from onnxprune.ops.factors import Factor, index_of, shared_factors
@@ -58,13 +56,8 @@ def _first_of_each(found: Sequence[Choice], components: Components) -> list[Choi
     for regroup, factors in found:
         sides = (regroup.left, {f.left.axis for f in factors}), (regroup.right, {f.right.axis for f in factors})
         open_axes = [side[axis] for side, axes in sides if len(axes) > 1 for axis in axes]
-        touched.append(np.unique(components.label[np.concatenate(open_axes)]))
-    rows = np.repeat(np.arange(len(found)), [len(labels) for labels in touched])
-    columns = np.concatenate(touched) + len(found)
-    total = len(found) + components.count
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(total, total))
-    _, cluster = connected_components(graph, directed=False)
-    return [found[i] for i in np.unique(cluster[: len(found)], return_index=True)[1]]
+        touched.append(np.concatenate(open_axes))
+    return [found[i] for i in np.unique(components.clusters(touched), return_index=True)[1]]
 
 
 def _apart(factors: Sequence[Factor]) -> list[Factor]:

@@ -237,6 +237,23 @@ def probe(
     return dict(zip(names, results, strict=True))
 
 
+def run_alone(model: ModelProto, node: NodeProto, operands: Mapping[str, Array], run: Run) -> list[Any]:
+    """Run one node of a model on given operands; returns all its outputs.
+
+    Raises:
+        InputError: it does not run.
+    """
+    tiny = ModelProto(ir_version=max(model.ir_version, 4))
+    tiny.opset_import.extend(model.opset_import)
+    tiny.graph.name = "node"
+    tiny.graph.node.append(node)
+    for name, values in operands.items():
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        tiny.graph.input.append(helper.make_tensor_value_info(name, kind, values.shape))
+    tiny.graph.output.extend(ValueInfoProto(name=name) for name in node.output if name)
+    return run(tiny, operands, None)
+
+
 def shape_arithmetic(
     graph: GraphProto, shapes: Mapping[str, Shape], types: Mapping[str, int], constants: Mapping[str, TensorProto]
 ) -> list[int]:

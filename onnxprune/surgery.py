@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import shapes as sizes
@@ -187,15 +187,9 @@ class _Cut(Draft):
     def _compute(self, index: int, known: Mapping[str, Array]) -> Array:
         """Run one node on constants."""
         node = self.nodes[index]
-        tiny = ModelProto(ir_version=max(self.model.proto.ir_version, 4))
-        tiny.opset_import.extend(self.model.proto.opset_import)
-        tiny.graph.name = "constant"
-        tiny.graph.node.append(OnnxExporter.export_node(node))
-        for tensor in {t.name: t for t in node.inputs if t.name}.values():
-            values = known[tensor.name] if tensor.name in known else self._values(tensor)
-            tiny.graph.initializer.append(numpy_helper.from_array(values, tensor.name))
-        tiny.graph.output.append(ValueInfoProto(name=node.outputs[0].name))
-        return np.asarray(self.run(tiny, {}, None)[0])
+        tensors = {t.name: t for t in node.inputs if t.name}
+        operands = {name: known[name] if name in known else self._values(tensor) for name, tensor in tensors.items()}
+        return np.asarray(sizes.run_alone(self.model.proto, OnnxExporter.export_node(node), operands, self.run)[0])
 
     def _resize_shuffle(self, shuffle: Shuffle) -> None:
         """Write a shuffle anew: with other sizes where it still is one, else as a Gather with constant indices."""

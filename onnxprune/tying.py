@@ -7,7 +7,7 @@ own for each reader, because exporters merge equal values of strangers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -74,18 +74,18 @@ class Tying:
         self.constant = constant_tensors(model)
         self.aliases = _aliases(model)
         self.sized = _sized(model)
-        elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in captured(model)}
+        self.captured = captured(model)
+        elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in self.captured}
         self.shuffles = find_shuffles(model, elsewhere)
         inside = {index for shuffle in self.shuffles.values() for index in shuffle.nodes[:-1]}
         self.skipped = model.size_nodes | self.aliases.nodes | _stored_nodes(model) | inside
-        self.readers = _private_readers(model, self.aliases, self.skipped)
+        self.readers = _private_readers(model, self.aliases, self.skipped, elsewhere)
         self.axes: dict[Key, Axes] = {}
         self.total = 0
         self._number_atoms()
         self.fixed = np.zeros(self.total, bool)
         self.zero = self._stored_atoms()
         self.told = np.full(self.total, -1, np.int64)  # the node that said which slices are zero
-        self.approximated = np.zeros(self.total, bool)
         self.seen = np.full(self.total, -1, np.int64)
         self.reason_of = np.full(self.total, -1, np.int64)
         self.reasons: list[Reason] = []
@@ -206,7 +206,6 @@ class Tying:
             if balance.slots is not None:
                 self.seen[balance.slots] = ties.index
         for atoms in ties.approximated:
-            self.approximated[atoms] = True
             self.averaged.setdefault(ties.index, []).append(atoms)
             self.seen[atoms] = ties.index
         for atoms, reason in ties.frozen:
@@ -284,7 +283,9 @@ def _aliases(model: Model) -> Aliases:
     return Aliases(root, frozenset(nodes))
 
 
-def _private_readers(model: Model, aliases: Aliases, skipped: frozenset[int]) -> dict[str, list[tuple[int, int]]]:
+def _private_readers(
+    model: Model, aliases: Aliases, skipped: frozenset[int], elsewhere: Set[str]
+) -> dict[str, list[tuple[int, int]]]:
     """Find small parameters that several inputs share: equal values merged by an exporter must not tie strangers."""
     readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for index, node in enumerate(model.graph.nodes):
@@ -294,8 +295,8 @@ def _private_readers(model: Model, aliases: Aliases, skipped: frozenset[int]) ->
             root = aliases.root.get(tensor.name, tensor.name)
             if root in model.stored:
                 readers[root].append((index, position))
-    bound_elsewhere = {t.name for t in model.graph.outputs} | {name for _, name in captured(model)}
-    bound_elsewhere |= {t.name for i in model.size_nodes for t in model.graph.nodes[i].inputs}  # it has one shape
+    measured = {t.name for i in model.size_nodes for t in model.graph.nodes[i].inputs}  # each has one shape
+    bound_elsewhere = elsewhere | measured
     bound_elsewhere |= {aliases.root[name] for name in bound_elsewhere if name in aliases.root}
     return {
         name: found

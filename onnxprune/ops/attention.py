@@ -79,16 +79,13 @@ class Attention(Rule):
         if scores is not None:
             node.tie(scores[0], node.x[0])
             node.tie(scores[1], heads[Q])
+            node.set_nothing_zero(scores)  # they may come after a mask or a Softmax
 
     @staticmethod
     def _say_zeros(node: Ties, heads: list[Atoms], packed: bool, shared: int) -> None:
         """Say that the result is zero where the values are, whatever the scores."""
         v, y = node.input(V), node.y
         node.set_zero(y[0], node.zeros(v[0]))
-        scores = node.outputs[3] if node.has_output(3) else None
-        for axis in range(len(scores or ())):  # they may come after a mask or a Softmax
-            assert scores is not None
-            node.set_zero(scores[axis], False)
         size = len(y[2]) // len(heads[Q]) if packed else 1
         node.set_zero(y[2 if packed else 1], np.repeat(node.zeros(heads[V]), shared * size))
         if not packed:

@@ -109,8 +109,7 @@ class Clip(Elementwise):
         super().ties(node)
         low, high = self._bound(node, 1, "min"), self._bound(node, 2, "max")
         if not (low is None or low <= 0) or not (high is None or high >= 0):
-            for axis in range(len(node.y)):
-                node.set_zero(node.y[axis], False)
+            node.set_nothing_zero(node.y)
 
     @staticmethod
     def _bound(node: Ties, position: int, name: str) -> float | None:
@@ -131,8 +130,7 @@ class Pow(Elementwise):
         super().ties(node)
         exponent = node.value(1)
         if exponent is None or not (exponent > 0).all():
-            for axis in range(len(node.y)):
-                node.set_zero(node.y[axis], False)
+            node.set_nothing_zero(node.y)
 
 
 def zeros_along(node: Ties, position: int, y: Axes, axis: int) -> Mask | bool:

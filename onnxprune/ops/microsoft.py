@@ -107,5 +107,4 @@ class SkipLayerNormalization(Rule):
 def say_activation(node: Ties) -> None:
     """Say that nothing is zero behind an activation that makes something else of zero."""
     if node.attribute("activation", "") not in ZERO_OF_ZERO:
-        for axis in range(len(node.y)):
-            node.set_zero(node.y[axis], False)
+        node.set_nothing_zero(node.y)

@@ -261,6 +261,10 @@ class Ties(View):
         """Say which slices of an output are zero where all weights of their channel are; `Rule.zero` is the default."""
         self.zeroed.append((atoms, is_zero))
 
+    def set_nothing_zero(self, axes: Axes) -> None:
+        """Say that no slice of an output is zero, whichever weights are."""
+        self.set_zero(np.arange(axes.start, axes.end), False)
+
     def zeros(self, atoms: Atoms) -> Mask:
         """Tell which slices are zero where all weights of their channels are."""
         return self._known.zero[atoms]
