@@ -46,7 +46,7 @@ import oracle
 
 from onnxprune import model, runtime, search
 from onnxprune.channels import Channels, find_channels
-from onnxprune.criteria import importance
+from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError, TargetError
 from onnxprune.metrics import Costs
 from onnxprune.problem import FINE, Problem, parse_target
@@ -378,7 +378,7 @@ def halve(channels: Channels, costs: Costs, saved: Saved) -> None:
     total = float(row["macs"])
     with saved.stage("search"):
         target = parse_target("macs", TARGET, total)
-        problem = Problem(channels, costs, [target], importance(channels, "l2", SEED), FINE)
+        problem = Problem(channels, costs, [target], importance(Evidence(channels, SEED), "l2"), FINE)
         row["lowest"] = share(problem.lowest()["macs"], total)
         try:
             plan = search.find("uniform")(problem, search.SearchSettings(seed=SEED), lambda done, of: None)

@@ -42,7 +42,7 @@ from torch import nn
 
 from onnxprune import model, runtime
 from onnxprune.channels import Channels, find_channels
-from onnxprune.criteria import importance
+from onnxprune.criteria import Evidence, importance
 from onnxprune.metrics import Costs
 from onnxprune.problem import Align, Problem
 from onnxprune.surgery import cut
@@ -200,7 +200,7 @@ def our_seconds(proto: ModelProto, folder: Path) -> list[float]:
     channels = find_channels(loaded)
     costs = Costs(channels)
     times.append(time.perf_counter())
-    worth = importance(channels, "l2", 0)
+    worth = importance(Evidence(channels), "l2")
     times.append(time.perf_counter())
     problem = Problem(channels, costs, [], worth, Align(1))
     counts = np.maximum(1, np.floor((1 - RATIO) * problem.widths)).astype(np.int64)

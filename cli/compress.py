@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import display
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from onnxprune.reporting import Report
+
+STAGES = {"original": "original", "cut": "cut", "repair": "repaired"}
+ANSWERS = {
+    "accuracy": ("top-1", "{:.2%}"),
+    "top5": ("top-5", "{:.2%}"),
+    "agreement": ("agreement", "{:.2%}"),
+    "kl": ("KL, nats", "{:.4g}"),
+    "distance": ("distance", "{:.4g}"),
+}
+"""Columns of the table of answers, by their name in the report."""
 
 
 @click.command(epilog="Example: onnxprune compress model.onnx --flops 0.5 -o small.onnx --data images.npz")
@@ -18,12 +31,37 @@ if TYPE_CHECKING:
 @click.option("--flops", metavar="SHARE", help="Keep at most this part of the FLOPs: 0.3, 30% or 300M.")
 @click.option("--params", metavar="SHARE", help="Keep at most this part of the parameters: 0.3, 30% or 5M.")
 @click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="In place of a target: the smallest model found that loses at most so many points of accuracy on samples held "
+    "out (of agreement, without labels). Needs --data.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The file to write; MODEL.pruned.onnx by default."
 )
-@click.option("--search", default="uniform", show_default=True, help="How widths are chosen: uniform, random.")
+@click.option("--data", help=f"Samples to rank, repair and report with: {display.DATA_FORMS}. Labels are optional.")
+@display.preprocess_option
+@display.label_offset_option
+@click.option(
+    "--search", help="How widths are chosen: greedy (default with --data), random, uniform (default without)."
+)
 @click.option("--budget", default=100, show_default=True, help="Candidates the search may judge.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan, if --align is given.")
-@click.option("--criterion", default="l2", show_default=True, help="How channels are ranked: l1, l2, random.")
+@click.option(
+    "--criterion",
+    help="How channels are ranked: obs (default with --data), activation, fpgm, l1, l2 (default without), random.",
+)
+@click.option(
+    "--repair",
+    default="least_squares",
+    show_default=True,
+    help="How --data makes up for what was cut: least_squares fits every layer again, bn only means and spreads, none.",
+)
+@click.option(
+    "--calibration", default=2048, show_default=True, metavar="N", help="The most samples for statistics and repair."
+)
+@click.option("--workers", default=1, show_default=True, metavar="N", help="Processes that judge candidates.")
 @click.option(
     "--align",
     type=click.IntRange(1, 1024),
@@ -39,9 +77,6 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Channels every group keeps; 0 lets whole residual branches go.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="An .npz with x (and y): accuracy before and after.")
-@display.preprocess_option
-@display.label_offset_option
 @display.shape_option
 @display.verify_option
 @click.option("--dry-run", is_flag=True, help="Find the plan and print it; cut and write nothing.")
@@ -53,16 +88,20 @@ def compress(
     flops: str | None,
     params: str | None,
     output: Path | None,
-    search: str,
+    max_drop: float | None,
+    search: str | None,
     budget: int,
     seed: int,
-    criterion: str,
+    criterion: str | None,
+    repair: str,
+    calibration: int,
+    workers: int,
     align: int | None,
     keep: tuple[str, ...],
     approximate: bool,
     slots: bool,
     min_keep: int,
-    data: Path | None,
+    data: str | None,
     preprocess: str,
     label_offset: int,
     shapes: tuple[str, ...],
@@ -79,10 +118,14 @@ def compress(
     asked = {"macs": flops, "params": params}
     settings = CompressSettings(
         targets={metric: text for metric, text in asked.items() if text is not None},
+        max_drop=max_drop,
         search=search,
         budget=budget,
         seed=seed,
         criterion=criterion,
+        repair=repair,
+        calibration=calibration,
+        workers=workers,
         align=align,
         keep=keep,
         min_keep=min_keep,
@@ -131,11 +174,34 @@ def _show(report: Report, out: Path) -> None:
         points = (after.accuracy - before.accuracy) * 100
         result.add_row("accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", f"{points:+.2f} points")
     console.print(result)
-    for stage in report.stages:
-        if "agreement" in stage:
-            console.print(f"agrees with the original on {stage['agreement']:.2%} of {stage['samples']} samples")
+    _show_answers(report, console)
     for name, check in report.checks.items():
         console.print(f"{name}: {check}")
     for note in report.notes:
         console.print(f"Note: {note}")
     console.print("dry run: nothing written" if report.output is None else f"wrote {out}, its plan and its report")
+
+
+def _show_answers(report: Report, console: Console) -> None:
+    """Show what the original, the cut model and the repaired one answer, and which samples were used for what."""
+    if not report.stages:
+        return
+    columns = {name: shown for name, shown in ANSWERS.items() if any(name in stage for stage in report.stages)}
+    made = display.table(
+        f"Answers to {report.stages[0]['samples']} samples held out",
+        "model",
+        *(f" {title}" for title, _ in columns.values()),
+    )
+    for stage in report.stages:
+        cells = [_cell(stage, name, form) for name, (_, form) in columns.items()]
+        made.add_row(STAGES[stage["name"]], *cells)
+    console.print(made)
+    parts = report.data["parts"].values()
+    used = ", ".join(f"{part['samples']} {part['purpose']}" for part in parts)
+    console.print(f"samples of {report.data['source']}: {used}")
+
+
+def _cell(stage: Mapping[str, Any], name: str, form: str) -> str:
+    if name not in stage:
+        return ""
+    return "not finite" if stage[name] is None else form.format(stage[name])

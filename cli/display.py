@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LARGEST_SIZE = 2**31 - 1
+ESTIMATE_AFTER = 2.0  # seconds before the time left is estimated
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+DATA_FORMS = "an .npz with x (and y) or an array for each input, an .npy, a folder of images, or module:function"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -69,7 +73,7 @@ preprocess_option = click.option(
     "--preprocess",
     default="none",
     show_default=True,
-    help="How pixels become inputs: cifar10, imagenet, inception, none, or a preprocessor_config.json.",
+    help="How pixels become inputs: cifar10, imagenet, inception, none, or a file like preprocessor_config.json.",
 )
 label_offset_option = click.option(
     "--label-offset", default=0, show_default=True, help="The output index of a class is its label plus this."
@@ -100,35 +104,79 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 class Shown:
-    """Progress on the error stream: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Progress on the error stream: a live line on a terminal, a line now and then elsewhere, nothing when quiet.
 
-    def __init__(self, quiet: bool) -> None:
+    Args:
+        quiet: whether to show nothing.
+        clock: gives the time in seconds.
+    """
+
+    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet = quiet
+        self._clock = clock
         self._name = ""
         self._live = sys.stderr.isatty() and not quiet
+        self._pace = Pace(clock())
+        self._told = clock()  # when a plain line was last written
 
     def say(self, text: str) -> None:
         """Print a line of the result."""
-        if not self.quiet:
-            click.echo(text)
+        if self.quiet:
+            return
+        self.close()
+        click.echo(text)
+        self._redraw(f"{self._name} ...")
 
     def stage(self, name: str) -> None:
         """Say that a stage begins."""
         self._name = name
-        if self._live:
-            click.echo(f"\r\033[K{name} ...", err=True, nl=False)
-        elif not self.quiet:
+        self._told = self._clock()
+        self._pace = Pace(self._told)
+        self._redraw(f"{name} ...")
+        if not self._live and not self.quiet:
             click.echo(f"{name} ...", err=True)
 
     def step(self, done: int, total: int) -> None:
-        """Say how far the stage is."""
-        if self._live:
-            click.echo(f"\r\033[K{self._name} ... {done}/{total}", err=True, nl=False)
+        """Say how far the stage is, and about how long it will still take."""
+        now = self._clock()
+        left = self._pace.left(done, total, now)
+        text = f"{self._name} ... {done}/{total}{'' if left is None else f', about {_duration(left)} left'}"
+        self._redraw(text)
+        if not self._live and not self.quiet and now - self._told >= PLAIN_EVERY:
+            self._told = now
+            click.echo(text, err=True)
 
     def close(self) -> None:
         """Clear the live line."""
+        self._redraw("")
+
+    def _redraw(self, text: str) -> None:
         if self._live:
-            click.echo("\r\033[K", err=True, nl=False)
+            click.echo(f"\r\033[K{text}", err=True, nl=False)
+
+
+class Pace:
+    """How fast something goes that is counted; a stage may count one thing after another.
+
+    Args:
+        now: when it begins, in seconds.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._start = self._last = now
+        self._done = self._total = 0
+
+    def left(self, done: int, total: int, now: float) -> float | None:
+        """Estimate how many seconds are left; None where it is too early to tell, or nothing is left."""
+        if total != self._total or done < self._done:  # something else is counted now
+            self._start = self._last
+        self._done, self._total, self._last = done, total, now
+        elapsed = now - self._start
+        return elapsed * (total - done) / done if elapsed >= ESTIMATE_AFTER and 0 < done < total else None
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def console() -> Console:

@@ -1,4 +1,4 @@
-"""``onnxprune evaluate``: accuracy with labels, agreement without."""
+"""``onnxprune evaluate``: accuracy with labels, distance from another model's answers without."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import click
 
 from . import display
 
+FORMATS = {"samples": "{}", "kl": "{:.4g} nats", "distance": "{:.4g} (0 is the same, 1 as bad as a constant answer)"}
+"""How scores are shown that are no shares."""
+
 
 @click.command(epilog="Example: onnxprune evaluate small.onnx --data test.npz --preprocess cifar10")
 @display.model_argument
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="An .npz with x (and y), or an .npy.")
+@click.option("--data", required=True, help=f"Samples: {display.DATA_FORMS}.")
 @display.preprocess_option
 @display.label_offset_option
-@click.option("--reference", type=click.Path(path_type=Path), help="A model to agree with.")
+@click.option("--reference", type=click.Path(path_type=Path), help="A model to compare the answers with.")
 @display.shape_option
 @display.json_option
 @display.quiet_option
 def evaluate(
     model: Path,
-    data: Path,
+    data: str,
     preprocess: str,
     label_offset: int,
     reference: Path | None,
@@ -29,7 +32,7 @@ def evaluate(
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Judge MODEL on samples: top-1 and top-5 with labels, agreement with a --reference model."""
+    """Judge MODEL on samples: top-1 and top-5 with labels; agreement, KL divergence and distance with a --reference."""
     from onnxprune import pipeline
 
     progress = display.Shown(quiet)
@@ -49,4 +52,4 @@ def evaluate(
     if not quiet:
         for name, value in asdict(scores).items():
             if value is not None:
-                click.echo(f"{name}: {value}" if name == "samples" else f"{name}: {value:.2%}")
+                click.echo(f"{name}: {FORMATS.get(name, '{:.2%}').format(value)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,12 @@ from onnx import ModelProto
 from onnxprune import runtime, search
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
-from onnxprune.criteria import importance
 from onnxprune.errors import InputError, TargetError
-from onnxprune.lossless import Lossless
-from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
-from onnxprune.problem import FINE, Align, Problem, parse_target
+from onnxprune.prepare import Prepared
+from onnxprune.problem import FINE, Align, Floats, Judging, Problem, parse_target
 from onnxprune.progress import Progress
 from onnxprune.reporting import latency
-from onnxprune.settings import CompressSettings
 from onnxprune.surgery import cut
 
 WORDS = {"macs": "FLOPs (multiply-accumulates)", "params": "parameters"}
@@ -27,6 +25,7 @@ FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at
 # Tried in turn: the second where the time lags behind the MACs; the third, which may fall well short of the target,
 # only where the result is slower than the original.
 ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))
+MOST_WORSE = 1.25  # times the error of the finer plan that a coarser one may have to be taken for its speed
 WORTH_COARSER = 0.9  # coarser widths are taken where they need at most this share of the time
 
 
@@ -41,6 +40,7 @@ class Attempt:
         cut: the smaller model, once it is cut.
         before: milliseconds of the original, where it was timed.
         after: milliseconds of the smaller model.
+        score: how the search judges the plan, once it was asked; larger is better.
     """
 
     problem: Problem
@@ -49,6 +49,7 @@ class Attempt:
     cut: ModelProto | None = None
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
+    score: float | None = None
 
     @property
     def channels(self) -> Channels:
@@ -104,31 +105,43 @@ class Attempts:
     """All attempts at one model: finer widths first, coarser ones while the time lags behind the MACs.
 
     Args:
-        lossless: what can be cut from it, and what of that goes at no cost.
-        costs: what plans cost.
-        settings: what was asked for.
+        prepared: the model and what can be cut from it.
+        worth: per group how much each channel matters.
+        judging: judges plans on data; None where there is none.
         progress: told what is going on.
+        targets: metric to what was asked for, as text (default: those of the settings).
+        allows: tells whether a plan and its cut model may be taken for their speed (default: all may).
 
     Raises:
-        InputError: a target makes no sense, or a weight is not finite.
+        InputError: a target makes no sense.
         TargetError: a target cannot be reached.
     """
 
-    def __init__(self, lossless: Lossless, costs: Costs, settings: CompressSettings, progress: Progress) -> None:
-        self._lossless = lossless
-        self._channels = channels = lossless.channels
-        self._costs = costs
-        self._settings = settings
+    def __init__(
+        self,
+        prepared: Prepared,
+        worth: Sequence[Floats],
+        judging: Judging | None,
+        progress: Progress,
+        targets: Mapping[str, str] | None = None,
+        allows: Callable[[Plan, ModelProto], bool] | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._allows = allows
+        self._lossless = prepared.lossless
+        self._settings = prepared.source.settings
+        self._judging = judging
+        self._worth = worth
         self._progress = progress
-        before = costs if lossless.original is channels else Costs(lossless.original)
-        original = before.of([group.width for group in channels.groups])
-        self.targets = [parse_target(name, text, float(original[name][0])) for name, text in settings.targets.items()]
+        original = prepared.original_costs
+        asked = self._settings.targets if targets is None else targets
+        self.targets = [parse_target(name, text, original[name]) for name, text in asked.items()]
         for target in self.targets:
-            total = float(original[target.metric][0])
+            total = original[target.metric]
             share = f"{target.limit / max(total, 1):.1%} of the {WORDS[target.metric]}"
             progress.say(f"Keep at most {share}: {target.limit:,.0f} of {total:,.0f}.")
-        self._worth = importance(channels, settings.criterion, settings.seed)
-        self._ladder = ALIGNMENTS if settings.align is None else (Align(settings.align),)
+        align = self._settings.align
+        self._ladder = ALIGNMENTS if align is None else (Align(align),)
         self.best = self._search(self._ladder[0])
         self.tried = [self.best]
 
@@ -142,16 +155,36 @@ class Attempts:
                 continue
             self._cut_and_time(coarser)
             self.tried.append(coarser)
-            loser = self.best if coarser.is_faster_than(self.best) else coarser
+            loser = self.best if self._is_better(coarser) else coarser
             self.best = coarser if loser is self.best else self.best
             loser.cut = None  # only its numbers are still needed
 
+    def _is_better(self, coarser: Attempt) -> bool:
+        """Tell whether coarser widths are faster by enough, and do not answer much worse for it."""
+        if not coarser.is_faster_than(self.best):
+            return False
+        if self._allows is not None and not self._allows(coarser.plan, coarser.result):
+            return False
+        if self._judging is None or self.best.is_slower:
+            return True
+        errors = self._judging.errors([self.best.plan, coarser.plan])
+        return errors[1] <= MOST_WORSE * errors[0]
+
     def _search(self, align: Align) -> Attempt:
-        asked = self._settings
-        problem = Problem(self._channels, self._costs, self.targets, self._worth, align, asked.min_keep, self._lossless)
+        asked, lossless = self._settings, self._lossless
+        problem = Problem(
+            lossless.channels,
+            self._prepared.costs,
+            self.targets,
+            self._worth,
+            align,
+            asked.min_keep,
+            lossless,
+            self._judging,
+        )
         problem.check_reachable()
-        settings = search.SearchSettings(self._settings.budget, self._settings.seed)
-        plan = search.find(self._settings.search)(problem, settings, self._progress.step)
+        assert asked.search is not None, "resolve chooses one"
+        plan = search.find(asked.search)(problem, search.SearchSettings(asked.budget, asked.seed), self._progress.step)
         return Attempt(problem, plan, align)
 
     def _coarser(self, align: Align) -> Attempt | None:

@@ -1,23 +1,58 @@
-"""How important each channel is: a table of criteria, one function each."""
+"""How much each channel matters: a table of criteria, one function each.
+
+A criterion gives every channel of a group a number; those with the smallest leave first. The numbers of different
+groups compare, too: they stand for the error that a channel adds when it leaves, so that a search can rank all channels
+of a model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import FROZEN, Channels
 from onnxprune.errors import InputError
+from onnxprune.linear import linear
+from onnxprune.obs import Curves
+from onnxprune.progress import Progress, Quiet
 from onnxprune.quantized import scales, zero_points
-from onnxprune.weights import NOT_WEIGHTS, slice_norms
+from onnxprune.statistics import Statistics
+from onnxprune.weights import NOT_WEIGHTS, Array, slice_norms
 
 Floats = npt.NDArray[np.float64]
-Criterion = Callable[[Channels, np.random.Generator], Floats]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at.
+
+    Attributes:
+        channels: of the model.
+        seed: of what is drawn at random.
+        statistics: what layers read on calibration data; None without data.
+        progress: told how many groups are done.
+    """
+
+    channels: Channels
+    seed: int = 0
+    statistics: Statistics | None = None
+    progress: Progress = field(default_factory=Quiet)
+
+    @property
+    def measured(self) -> Statistics:
+        """The statistics, which must be there."""
+        assert self.statistics is not None, "`resolve` lets no criterion run without its data"
+        return self.statistics
+
+
+Criterion = Callable[[Evidence], Floats]
 """Scores all channels of a model, by channel id; larger is more important."""
 
 
-def importance(channels: Channels, criterion: str, seed: int) -> tuple[Floats, ...]:
+def importance(evidence: Evidence, criterion: str) -> tuple[Floats, ...]:
     """Score the channels of each group.
 
     Returns:
@@ -26,20 +61,84 @@ def importance(channels: Channels, criterion: str, seed: int) -> tuple[Floats, .
     Raises:
         InputError: a weight is not finite.
     """
-    scores = CRITERIA[criterion](channels, np.random.default_rng(seed))
-    return tuple(scores[group.channels] for group in channels.groups)
+    scores = CRITERIA[criterion](evidence)
+    return tuple(scores[group.channels] for group in evidence.channels.groups)
 
 
-def _l1(channels: Channels, rng: np.random.Generator) -> Floats:
-    return _norms(channels, 1)
+def _l1(evidence: Evidence) -> Floats:
+    return _norms(evidence.channels, 1)
 
 
-def _l2(channels: Channels, rng: np.random.Generator) -> Floats:
-    return _norms(channels, 2)
+def _l2(evidence: Evidence) -> Floats:
+    return _norms(evidence.channels, 2)
 
 
-def _random(channels: Channels, rng: np.random.Generator) -> Floats:
-    return rng.random(channels.count)
+def _random(evidence: Evidence) -> Floats:
+    return np.random.default_rng(evidence.seed).random(evidence.channels.count)
+
+
+def _activation(evidence: Evidence) -> Floats:
+    """Sum over the layers that read a channel: the energy of what they make of it, over that of their output.
+
+    The norm of a weight times the norm of what it is multiplied with is the score of Wanda (Sun et al., 2023); here
+    squared, and summed over all weights of a channel.
+    """
+    statistics = evidence.measured
+    total = np.zeros(evidence.channels.count + 1)  # the last is where `channel_of` says FROZEN
+    for reader in statistics.readers:
+        layer = reader.layer
+        groups, _, inputs, kernel = layer.weight.shape
+        square = statistics.inputs(reader).mean_square.reshape(groups, inputs, kernel)
+        energy = np.einsum("goik,gik->gi", np.square(layer.weight, dtype=np.float64), square) * layer.scale**2
+        energy /= max(statistics.unit[layer.index], 1e-30)
+        np.add.at(total, evidence.channels.channel_of[layer.x], energy)
+    return _completed(evidence.channels, total[:-1])
+
+
+def _obs(evidence: Evidence) -> Floats:
+    """Give the error that is left when the remaining channels stand in for one as well as they can."""
+    curves, groups = Curves(evidence.measured), evidence.channels.groups
+    total = np.zeros(evidence.channels.count)
+    for number, group in enumerate(groups):
+        errors = curves.of(group)
+        if errors is not None:
+            total[group.channels] = np.maximum(errors, 1e-30)
+        evidence.progress.step(number + 1, len(groups))
+    return _completed(evidence.channels, total)
+
+
+def _fpgm(evidence: Evidence) -> Floats:
+    """Measure how far the filter of a channel is from the others of its layer (geometric median; He et al., 2019)."""
+    channels = evidence.channels
+    total, members = np.zeros(channels.count + 1), np.zeros(channels.count + 1)
+    for index in range(len(channels.model.graph.nodes)):
+        layer = linear(channels, index)
+        if layer is None or layer.y.shape[1] < 2 or not (channels.channel_of[layer.y] >= 0).any():
+            continue
+        for own, weight in zip(channels.channel_of[layer.y], layer.weight, strict=True):
+            distances = _distances(weight.reshape(len(weight), -1))
+            np.add.at(total, own, distances / max(float(distances.mean()), 1e-30))
+            np.add.at(members, own, 1)
+    return _completed(channels, (total / np.maximum(members, 1))[:-1])
+
+
+def _distances(rows: Array) -> Floats:
+    """Sum up for each row how far it is from all others."""
+    rows = rows.astype(np.float32)
+    squares = np.einsum("ri,ri->r", rows, rows)
+    products = rows @ rows.T
+    return np.asarray(np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0)).sum(axis=1), np.float64)
+
+
+def _completed(channels: Channels, scores: Floats) -> Floats:
+    """Fill in groups that a criterion has nothing to say about: by the share of their weights' energy."""
+    silent = [group for group in channels.groups if not scores[group.channels].any()]
+    if silent:
+        energy = np.square(_norms(channels, 2))
+        for group in silent:
+            own = energy[group.channels]
+            scores[group.channels] = own / max(float(own.sum()), 1e-30)
+    return scores
 
 
 def _norms(channels: Channels, order: int) -> Floats:
@@ -78,4 +177,13 @@ def _norms(channels: Channels, order: int) -> Floats:
     return total / np.maximum(members, 1)
 
 
-CRITERIA: dict[str, Criterion] = {"l1": _l1, "l2": _l2, "random": _random}
+CRITERIA: dict[str, Criterion] = {
+    "activation": _activation,
+    "fpgm": _fpgm,
+    "l1": _l1,
+    "l2": _l2,
+    "obs": _obs,
+    "random": _random,
+}
+NEED_DATA = frozenset({"activation", "obs"})
+"""Criteria that look at calibration data."""

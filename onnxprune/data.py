@@ -1,168 +1,208 @@
-"""Images (or whatever the model takes) from a file, brought to the model's layout and type."""
+"""Samples from files, folders of images or Python code, brought to the model's layout and type, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ValueInfoProto
 
-from onnxprune import shapes as sizes
+from onnxprune.arrays import collect, is_spec, read_file
 from onnxprune.errors import InputError
-from onnxprune.files import read_json
+from onnxprune.images import Images, read_images
+from onnxprune.inputs import Input, check_preprocess, fit, model_inputs
 from onnxprune.model import Model
+from onnxprune.preprocess import Preprocess, read_preprocess
 from onnxprune.weights import Array
 
+__all__ = ["Data", "Input", "Split", "read_data", "read_preprocess", "split"]
 
-@dataclass(frozen=True)
-class Preprocess:
-    """How pixels become inputs: ``(pixel * rescale - mean) / std``, channel by channel.
-
-    The fields are those of the Hugging Face ``preprocessor_config.json``.
-    """
-
-    rescale_factor: float
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
+BLOCK = 256  # samples hashed together
+LARGE_TENSOR = 16_000_000  # numbers in the largest tensor of a batch
 
 
-IMAGENET = Preprocess(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PREPROCESS: dict[str, Preprocess | None] = {
-    "cifar10": IMAGENET,
-    "imagenet": IMAGENET,
-    "inception": Preprocess(1 / 127.5, (1.0,), (1.0,)),
-    "none": None,
-}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
-    """Samples in the model's layout and type.
+    """Samples and, where they are known, their classes. A sample is one index of the first axis of every input.
 
     Attributes:
-        name: the input they feed.
-        x: samples, first axis the batch; integers are still pixels.
-        y: class of each sample, or None.
+        samples: for each input, by name, all samples of the source in the model's layout.
+        inputs: what the samples feed.
+        y: int64 class of each sample, or None.
         preprocess: what turns pixels into inputs, or None.
-        channel_axis: where the model's input has its channels.
-        dtype: type of the model's input.
+        source: what the user gave, without its folder, for reports.
+        order: which samples of the source these are, in this order.
     """
 
-    name: str
-    x: Array
+    samples: Mapping[str, Array | Images]
+    inputs: tuple[Input, ...]
     y: Array | None
     preprocess: Preprocess | None
-    channel_axis: int
-    dtype: np.dtype[Any]
+    source: str
+    order: Array
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.order)
 
     def batches(self, size: int) -> Iterator[tuple[dict[str, Array], Array | None]]:
-        """Give inputs ready for the model, and labels, batch by batch."""
-        for start in range(0, len(self.x), size):
-            labels = None if self.y is None else self.y[start : start + size]
-            yield {self.name: self._prepared(self.x[start : start + size])}, labels
+        """Give inputs ready for the model, and int64 classes, `size` samples at a time; the last may be fewer.
 
-    def _prepared(self, x: Array) -> Array:
-        if self.preprocess is not None:
-            shape = [-1 if axis == self.channel_axis else 1 for axis in range(x.ndim)]
-            mean = np.asarray(self.preprocess.image_mean, np.float32).reshape(shape)
-            std = np.asarray(self.preprocess.image_std, np.float32).reshape(shape)
-            x = (x.astype(np.float32) * np.float32(self.preprocess.rescale_factor) - mean) / std
-        return np.ascontiguousarray(x, dtype=self.dtype)
+        Raises:
+            InputError: an image file is damaged.
+        """
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            feeds = {i.name: i.feed(self.samples[i.name][self.order[part]], self.preprocess) for i in self.inputs}
+            yield feeds, None if self.y is None else self.y[part]
+
+    def take(self, indices: Array) -> Data:
+        """Take the samples of these indices, in this order; their numbers are not copied."""
+        chosen = np.asarray(indices, np.int64)
+        return replace(self, order=self.order[chosen], y=None if self.y is None else self.y[chosen])
+
+    def loaded(self) -> Data:
+        """Give the same samples with every image decoded once and held in memory; arrays are there already.
+
+        Raises:
+            InputError: an image file is damaged.
+        """
+        if not any(isinstance(samples, Images) for samples in self.samples.values()):
+            return self
+        held = {
+            name: samples.loaded(self.order) if isinstance(samples, Images) else samples[self.order]
+            for name, samples in self.samples.items()
+        }
+        return replace(self, samples=held, order=np.arange(len(self)))
+
+    @cached_property
+    def sha256(self) -> str:
+        """The same wherever the same samples, in the same order, have the same classes and preprocessing."""
+        digest = hashlib.sha256(f"{self.preprocess} {len(self)}".encode())
+        for name, samples in self.samples.items():
+            kind = "images" if isinstance(samples, Images) else samples.dtype.str
+            digest.update(f"{name} {samples.shape[1:]} {kind}".encode())
+            for start in range(0, len(self), BLOCK):
+                part = self.order[start : start + BLOCK]
+                if isinstance(samples, Images):
+                    digest.update(b"".join(samples.digests(part)))
+                else:
+                    digest.update(samples[part].tobytes())
+        digest.update(b"" if self.y is None else self.y.tobytes())
+        return digest.hexdigest()
 
 
-def read_preprocess(text: str) -> Preprocess | None:
-    """Read what `--preprocess` names: a name of `PREPROCESS`, or a JSON file in the form of preprocessor_config.json.
+@dataclass(frozen=True)
+class Split:
+    """Three parts of the data that have no sample in common.
+
+    Attributes:
+        calibration: what repairs and criteria may look at.
+        search: what candidates are judged on.
+        holdout: what results are reported on; nothing else may see it.
+        indices: which samples of the data each part holds, by the part's name.
+    """
+
+    calibration: Data
+    search: Data
+    holdout: Data
+    indices: dict[str, list[int]]
+
+
+def split(data: Data, *, seed: int = 0, calibration: int = 2048, search: int = 1000, holdout: int = 2000) -> Split:
+    """Draw three parts at random; the same for the same number of samples, sizes and seed.
+
+    An eighth of the samples, at most `holdout`, is held out. Of the rest an eighth, at most `search`, is for the search
+    (all of `search` where enough is left to calibrate), and what remains, up to `calibration`, to calibrate. Each part
+    gets at least one sample.
+
+    Args:
+        data: samples.
+        seed: of the draw.
+        calibration: the most samples of that part.
+        search: the same.
+        holdout: the same.
 
     Raises:
-        InputError: it is neither.
+        InputError: there are fewer than 3 samples.
     """
-    if text in PREPROCESS:
-        return PREPROCESS[text]
-    if not Path(text).is_file():
-        raise InputError(f"--preprocess {text!r} is neither a file nor one of {', '.join(PREPROCESS)}")
-    content = read_json(Path(text))
-    try:
-        rescales, normalizes = content.get("do_rescale", True), content.get("do_normalize", True)
-        found = Preprocess(
-            float(content.get("rescale_factor", 1 / 255)) if rescales else 1.0,
-            tuple(float(v) for v in content.get("image_mean", [0.0])) if normalizes else (0.0,),
-            tuple(float(v) for v in content.get("image_std", [1.0])) if normalizes else (1.0,),
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{text}: rescale_factor, image_mean and image_std must be numbers ({error})") from error
-    if not np.isfinite([found.rescale_factor, *found.image_mean, *found.image_std]).all() or 0 in found.image_std:
-        raise InputError(f"{text}: rescale_factor, image_mean and image_std must be finite, image_std not 0")
-    return found
-
-
-def read_data(path: Path, model: Model, preprocess: Preprocess | None) -> Data:
-    """Read samples from an ``.npz`` with ``x`` and, for labels, ``y``, or from an ``.npy`` with samples alone.
-
-    Images whose channels come last are turned where the model wants them first.
-
-    Raises:
-        InputError: the file is missing or broken, or its samples do not fit the model.
-    """
-    inputs = sizes.real_inputs(model.proto.graph)
-    if len(inputs) != 1:
-        raise InputError(f"--data feeds models of one input; this one has {len(inputs)}")
-    x, y = _read_arrays(path)
-    if x.dtype.kind not in "biuf":
-        raise InputError(f"{path}: the samples must be numbers, they are {x.dtype}")
-    if x.size == 0 or x.ndim == 0:
-        raise InputError(f"{path} holds no samples")
-    if inputs[0].name not in model.bound:
-        raise InputError(f"--data feeds tensors; the input {inputs[0].name!r} of the model is none")
-    shape = model.bound[inputs[0].name]
-    x, axis = _fit_layout(path, x, shape)
-    count = x.shape[axis] if x.ndim > axis else 1
-    for word, values in (("means", preprocess.image_mean), ("stds", preprocess.image_std)) if preprocess else ():
-        if len(values) not in (1, count):
-            raise InputError(f"--preprocess has {word} for {len(values)} channels, the samples in {path} have {count}")
-    if y is not None and (y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iu"):
-        raise InputError(f"{path}: y must hold one integer class per sample ({len(x)}), it has shape {y.shape}")
-    return Data(inputs[0].name, x, None if y is None else y.astype(np.int64), preprocess, axis, _dtype(inputs[0]))
-
-
-def _dtype(value: ValueInfoProto) -> np.dtype[Any]:
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
-
-
-def _read_arrays(path: Path) -> tuple[Array, Array | None]:
-    if not path.is_file():
-        raise InputError(f"--data {path}: no such file; give an .npz with x (and y), or an .npy")
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return content, None
-            names = content.files
-            arrays = {name: np.asarray(content[name]) for name in ("x", "y") if name in names}
-    except Exception as error:  # a damaged archive can raise anything: BadZipFile, zlib.error, MemoryError, ...
-        raise InputError(f"{path} is no .npz or .npy file of numbers ({error})") from error
-    if "x" not in arrays:
-        raise InputError(f"{path} has no array x; it has {', '.join(names) or 'none'}")
-    return arrays["x"], arrays.get("y")
-
-
-def _fit_layout(path: Path, x: Array, shape: sizes.Shape) -> tuple[Array, int]:
-    """Turn samples to the layout of an input; returns them and their channel axis."""
-    axis = 1
-    if len(shape) == 4:
-        axis = 3 if shape[3] <= 4 < shape[1] else 1
-        turned = np.moveaxis(x, -1, 1) if axis == 1 else np.moveaxis(x, 1, -1)
-        if x.ndim == 4 and x.shape[1:] != shape[1:] and turned.shape[1:] == shape[1:]:
-            x = turned
-    if x.ndim != len(shape) or x.shape[1:] != shape[1:]:
+    if len(data) < 3:
         raise InputError(
-            f"{path}: samples have shape {x.shape[1:]}, the model takes {shape[1:]}; "
-            "resize them, or give --shape if the model's sizes are free"
+            f"--data {data.source} has too few samples ({len(data)}) to calibrate with one, search with another and "
+            "judge by a third; give at least 3, better some hundreds"
         )
-    return x, axis
+    held = max(1, min(holdout, len(data) // 8))
+    rest = len(data) - held
+    judged = max(1, search if rest >= calibration + search else min(search, rest // 8))
+    ends = (0, held, held + judged, held + judged + max(1, min(calibration, rest - judged)))
+    order = np.random.default_rng(seed).permutation(len(data))
+    names = ("holdout", "search", "calibration")
+    parts = {name: order[a:b] for name, a, b in zip(names, ends, ends[1:], strict=False)}
+    return Split(
+        **{name: data.take(part) for name, part in parts.items()},
+        indices={name: part.tolist() for name, part in parts.items()},
+    )
+
+
+def read_data(source: str | Path, model: Model, preprocess: Preprocess | None) -> Data:
+    """Read samples for a model.
+
+    `source` is an ``.npz`` with ``x`` or, by their names, an array for each input of the model, and with ``y`` where
+    the classes are known; an ``.npy`` with the samples of the one input; a folder of images or of class folders, see
+    `images.read_images`; or ``module:function``, Python code that gives batches, see `arrays.collect`. What exists as
+    a file or folder is taken as one. Images are turned where their channels are not where the model has them.
+
+    Args:
+        source: where the samples are.
+        model: what they are for.
+        preprocess: what turns pixels into inputs, or None.
+
+    Raises:
+        InputError: the source is missing or broken, or its samples do not fit the model.
+    """
+    inputs = model_inputs(model)
+    check_preprocess(preprocess, inputs)
+    path, text = Path(source), str(source)
+    if path.is_dir():
+        images, y = read_images(path, inputs, preprocess)
+        name = os.path.basename(os.path.abspath(path))  # of the folder itself where it is given as . or ..
+        return Data({inputs[0].name: images}, inputs, y, preprocess, name, np.arange(len(images.files)))
+    if path.is_file():
+        arrays, held = read_file(path, ["x", "y", *(fed.name for fed in inputs)])
+        name = path.name
+    elif is_spec(text):
+        arrays = collect(text)
+        name, held = text, list(arrays)
+    else:
+        raise InputError(
+            f"--data {text}: no such file or folder; give an .npz with x (and y), an .npy, a folder of images, "
+            "or module:function"
+        )
+    samples, y = fit(text, arrays, held, inputs, preprocess)
+    return Data(samples, inputs, y, preprocess, name, np.arange(len(samples[inputs[0].name])))
+
+
+def feeds(data: Data, model: Model, most: int = 128) -> Iterator[dict[str, Array]]:
+    """Give the inputs of a model, batch by batch, so that its largest tensors take about 64 MB.
+
+    Where the model fixes the batch, an incomplete last one is left out.
+
+    Args:
+        data: samples.
+        model: what they feed.
+        most: samples that run together.
+    """
+    fixed = model.fixed_batch(data.inputs[0].name)
+    batch = fixed or min(batch_size(data, model), most)
+    for feed, _ in data.batches(batch):
+        if fixed is None or len(next(iter(feed.values()))) == fixed:
+            yield feed
+
+
+def batch_size(data: Data, model: Model) -> int:
+    """Choose how many samples run together."""
+    largest = max((int(np.prod(shape)) for name, shape in model.shapes.items() if name not in model.stored), default=1)
+    return int(np.clip(LARGE_TENSOR // max(largest, 1), 1, min(128, max(len(data), 1))))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxprune.channels import Channels
+from onnxprune.numbers import Place
 from onnxprune.ops.rule import Atoms, View
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array
@@ -24,6 +25,7 @@ class Linear:
     """A layer with a stored weight: each output sums over the inputs of its group.
 
     Attributes:
+        index: the node.
         x: atoms of what is summed over, (groups, inputs).
         y: atoms of what comes out, (groups, outputs).
         weight: (groups, outputs, inputs, kernel), a view.
@@ -31,8 +33,10 @@ class Linear:
         beta: what the third operand is multiplied by.
         bias: what is added to each output, (groups, outputs); None where it is not known.
         is_uniform: whether every position sums over the whole kernel, so that of a constant comes a constant.
+        outputs_first: whether the stored weight has the outputs of a group before its inputs.
     """
 
+    index: int
     x: Atoms
     y: Atoms
     weight: Array
@@ -40,6 +44,21 @@ class Linear:
     beta: float
     bias: Floats | None
     is_uniform: bool
+    outputs_first: bool = True
+
+    def layout(self, values: Array, shape: tuple[int, ...]) -> Array:
+        """Bring a weight (groups, outputs, inputs, kernel), cut or not, to the axes that the model stores.
+
+        Args:
+            values: the weight.
+            shape: of the stored weight, of which only the sizes of the kernel are read.
+        """
+        groups, outputs, inputs = values.shape[:3]
+        if len(shape) < 3:
+            return np.ascontiguousarray(values[0, :, :, 0] if self.outputs_first else values[0, :, :, 0].T)
+        if self.outputs_first:
+            return values.reshape(groups * outputs, inputs, *shape[2:])
+        return values.swapaxes(1, 2).reshape(groups * inputs, outputs, *shape[2:])
 
     def response(self, values: Floats) -> Floats:
         """Give what inputs of these values (groups, inputs) add to each output, (groups, outputs)."""
@@ -70,6 +89,28 @@ def linear(channels: Channels, index: int, weight: Array | None = None) -> Linea
     return _product(channels, view, weight) if weight.ndim == 2 else None
 
 
+def bias_place(channels: Channels, index: int) -> Place | None:
+    """Find where a layer reads its bias; that of a MatMul is in the Add that alone reads the product."""
+    graph = channels.model.graph
+    node = graph.nodes[index]
+    if node.op != "MatMul":
+        return index, 2
+    reader = only_reader(channels, index)
+    if reader is None or graph.nodes[reader].op != "Add":
+        return None
+    return reader, 1 if graph.nodes[reader].inputs[0] is node.outputs[0] else 0
+
+
+def only_reader(channels: Channels, index: int) -> int | None:
+    """Find the one node that reads what a node puts out (None: there are more, or it is an output of the model)."""
+    graph = channels.model.graph
+    made = graph.nodes[index].outputs[0]
+    if len(made.outputs) != 1 or made.name in {t.name for t in graph.outputs}:
+        return None
+    reader = made.outputs[0]
+    return next((i for i in range(index, len(graph.nodes)) if graph.nodes[i] is reader), None)
+
+
 def _convolution(channels: Channels, view: View, weight: Array) -> Linear:
     groups = int(view.attribute("group", 1))
     x, y = view.x[1].reshape(groups, -1), view.y[1].reshape(groups, -1)
@@ -78,16 +119,19 @@ def _convolution(channels: Channels, view: View, weight: Array) -> Linear:
     else:
         weight = weight.reshape(groups, x.shape[1], y.shape[1], -1).swapaxes(1, 2)
     is_uniform = view.node.op == "Conv" and _pads_nothing(view)
-    return Linear(x, y, weight, 1.0, 1.0, _bias(channels, view, y.size, 1.0, groups), is_uniform)
+    bias = _bias(channels, view, y.size, 1.0, groups)
+    return Linear(view.index, x, y, weight, 1.0, 1.0, bias, is_uniform, view.node.op == "Conv")
 
 
 def _product(channels: Channels, view: View, weight: Array) -> Linear:
     is_gemm = view.node.op == "Gemm"
-    rows = weight if is_gemm and view.attribute("transB", 0) else weight.T
+    outputs_first = bool(is_gemm and view.attribute("transB", 0))
+    rows = weight if outputs_first else weight.T
     x = view.x[0 if is_gemm and view.attribute("transA", 0) else -1]
     scale, beta = float(view.attribute("alpha", 1.0)), float(view.attribute("beta", 1.0))
     bias = _bias(channels, view, len(rows), beta, 1)
-    return Linear(x[None], view.y[-1][None], rows[None, :, :, None], scale, beta, bias, True)
+    y = view.y[-1][None]
+    return Linear(view.index, x[None], y, rows[None, :, :, None], scale, beta, bias, True, outputs_first)
 
 
 def _bias(channels: Channels, view: View, size: int, beta: float, groups: int) -> Floats | None:

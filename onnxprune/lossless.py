@@ -7,17 +7,16 @@ the original does, and reads nothing from the dead channels: they can stay or go
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from onnxprune.channels import Channels
 from onnxprune.constants import MOVES, POINTWISE, Constants, data_nodes, find_constants
-from onnxprune.linear import Linear, linear, stored_values
+from onnxprune.linear import Linear, bias_place, linear, stored_values
 from onnxprune.model import Model, analyse
+from onnxprune.numbers import Numbers, Place
 from onnxprune.ops import rule_for
 from onnxprune.ops.layout import ConstantOfShape
 from onnxprune.ops.linear import Einsum, Gemm, MatMul
@@ -46,8 +45,6 @@ SUMS = (Einsum, LpNormalization)
 """Rules of operators that zeros add nothing to."""
 
 Find = Callable[[Model], Channels]
-Place = tuple[int, int]
-"""Where something stored is read: the node, and which of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +102,15 @@ def find_lossless(channels: Channels, find: Find, run: Run) -> Lossless:
     numbers = fold(constants, dead)
     if not numbers:
         return Lossless(channels, channels, masks)
-    proto, changed, added = with_numbers(channels.model.proto, numbers)
-    model = analyse(proto, channels.model.folder, run, channels.model.bound)
+    rewritten = Numbers(channels.model.proto, channels.model.folder)
+    for place, values in numbers.items():
+        rewritten.set(place, values)
+    model = analyse(rewritten.proto, channels.model.folder, run, channels.model.bound)
     model.notes = channels.model.notes
     folded = find(model)
     if not _are_alike(channels, folded):
         return nothing_lossless(channels)
-    return Lossless(channels, folded, masks, tuple(changed), tuple(added))
+    return Lossless(channels, folded, masks, tuple(rewritten.changed), tuple(rewritten.added))
 
 
 def _are_alike(channels: Channels, others: Channels) -> bool:
@@ -193,7 +192,7 @@ def _own(channels: Channels, layer: Linear) -> Mask:
 
 def _with_constants(constants: Constants, index: int, layer: Linear, gone: Mask) -> tuple[Place, Array] | None:
     """Give the bias that makes up for inputs (groups, inputs) that go, and where it belongs (None: there is none)."""
-    place = _bias_place(constants.channels, index)
+    place = bias_place(constants.channels, index)
     if place is None or not layer.is_uniform or not layer.beta:
         return None
     node = constants.channels.model.graph.nodes[place[0]]
@@ -204,20 +203,6 @@ def _with_constants(constants: Constants, index: int, layer: Linear, gone: Mask)
     added = layer.response(np.where(gone, constants.value[layer.x], 0)) / layer.beta
     with np.errstate(over="ignore"):  # what the type cannot hold is found to be infinite
         return place, (bias.astype(np.float64) + added.reshape(bias.shape)).astype(bias.dtype)
-
-
-def _bias_place(channels: Channels, index: int) -> Place | None:
-    """Find where a layer reads its bias; that of a MatMul is in the Add that alone reads the product."""
-    graph = channels.model.graph
-    node = graph.nodes[index]
-    if node.op != "MatMul":
-        return index, 2
-    product = node.outputs[0]
-    if len(product.outputs) != 1 or product.outputs[0].op != "Add" or product.name in {t.name for t in graph.outputs}:
-        return None
-    reader = product.outputs[0]
-    place = next((i for i in range(index, len(graph.nodes)) if graph.nodes[i] is reader), None)
-    return None if place is None else (place, 1 if reader.inputs[0] is product else 0)
 
 
 def fold(constants: Constants, dead: Mask) -> dict[Place, Array]:
@@ -253,47 +238,3 @@ def _reading_nothing(channels: Channels, index: int, gone: Mask) -> Array:
     for group, column in zip(*np.nonzero(gone), strict=True):
         layer.weight[group, :, column] = 0
     return weight
-
-
-def with_numbers(original: ModelProto, numbers: dict[Place, Array]) -> tuple[ModelProto, list[str], list[str]]:
-    """Store other numbers in a copy of a model; those that others read as well stay, and new ones come beside them.
-
-    Returns:
-        The copy, the names of the tensors that changed, and of those that were added.
-    """
-    proto = ModelProto()
-    proto.CopyFrom(original)
-    uses = _uses(proto.graph)
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    taken = {*uses, *stored, *(name for node in proto.graph.node for name in node.output)}
-    changed, added = [], []
-    for (index, position), values in numbers.items():
-        node = proto.graph.node[index]
-        node.input.extend([""] * (position + 1 - len(node.input)))
-        name = node.input[position]
-        if name in stored and uses[name] == 1:
-            stored[name].CopyFrom(numpy_helper.from_array(values, name))
-            changed.append(name)
-            continue
-        base = name or f"{node.output[0]}_bias"
-        number = next(n for n in range(len(taken) + 1) if f"{base}_{n}" not in taken)
-        node.input[position] = f"{base}_{number}"
-        taken.add(node.input[position])
-        added.append(node.input[position])
-        proto.graph.initializer.append(numpy_helper.from_array(values, added[-1]))
-        if proto.ir_version < 4:
-            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-            proto.graph.input.append(helper.make_tensor_value_info(added[-1], kind, values.shape))
-    return proto, changed, added
-
-
-def _uses(graph: GraphProto) -> Counter[str]:
-    """Count how often each name is read or made in a graph and in the bodies inside it."""
-    found = Counter(value.name for value in graph.output)
-    for node in graph.node:
-        found.update(node.input)
-        for attribute in node.attribute:
-            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                found += _uses(body)
-                found.update(name for inner in body.node for name in inner.output)
-    return found

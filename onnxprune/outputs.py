@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from onnx import ModelProto
+
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune.attempt import Attempt
@@ -45,14 +47,14 @@ def check_apart(model: Model, out: Path) -> None:
             raise InputError(f"{file} holds the weights of the input model; choose another -o")
 
 
-def write_results(path: Path, out: Path, attempt: Attempt, report: Report) -> None:
+def write_results(path: Path, out: Path, attempt: Attempt, result: ModelProto, report: Report) -> None:
     """Write model, plan and report aside, then move them to their place, the model before what points to it."""
     channels = attempt.channels
     folded = attempt.problem.lossless.folded
     described = plans.to_json(channels, attempt.plan, plans.file_sha256(path), report.settings, folded)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         draft = Path(scratch) / out.name
-        models.save(attempt.result, draft, channels.model.folder)
+        models.save(result, draft, channels.model.folder)
         files = [file for file in (models.data_file(draft), draft) if file.exists()]
         report.before.file_bytes = path.stat().st_size + sum(file.stat().st_size for file in data_files(channels.model))
         report.after.file_bytes = sum(file.stat().st_size for file in files)

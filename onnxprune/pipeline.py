@@ -1,30 +1,35 @@
-"""The one data path, readable in a minute: load, find channels, search, cut, verify, time, write."""
+"""The one data path, readable in a minute: load, find channels, search, cut, repair, verify, time, write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import Attempt, Attempts
-from onnxprune.channels import Channels, find_channels
-from onnxprune.data import Data, read_data, read_preprocess
+from onnxprune.attempt import Attempts
+from onnxprune.criteria import Evidence, importance
+from onnxprune.data import read_data, read_preprocess
+from onnxprune.dropping import smallest_within
 from onnxprune.errors import InputError
-from onnxprune.evaluation import Scores, evaluate_model
-from onnxprune.inspection import frozen_parts
+from onnxprune.evaluation import Judge, Scores, evaluate_model
+from onnxprune.finish import Finish, points_lost
 from onnxprune.lossless import find_lossless, nothing_lossless
-from onnxprune.metrics import METRICS, Costs
-from onnxprune.model import Model
 from onnxprune.outputs import check_apart, check_outputs, write_results
-from onnxprune.problem import CLOSE
+from onnxprune.prepare import Prepared, Source, prepare
+from onnxprune.problem import Judging
 from onnxprune.progress import Clock, Progress, Quiet
-from onnxprune.reporting import Measured, Report
-from onnxprune.settings import CompressSettings, check_settings
+from onnxprune.reporting import Report
+from onnxprune.settings import CompressSettings, resolve
+from onnxprune.statistics import Statistics
+from onnxprune.summary import summarise
 from onnxprune.surgery import cut
-from onnxprune.verify import verify, verify_lossless
+from onnxprune.verify import verify, verify_lossless, verify_repaired
+from onnxprune.workers import Workers
+
+NOT_KEPT = "the repair answers worse than the bare cut on samples that it has not seen, so the cut is left as it is"
 
 
 def compress(
@@ -32,7 +37,7 @@ def compress(
     out: Path,
     settings: CompressSettings,
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     preprocess: str = "none",
     label_offset: int = 0,
     force: bool = False,
@@ -45,7 +50,7 @@ def compress(
         path: the model file.
         out: the file to write; ``NAME.plan.json`` and ``NAME.report.json`` go beside it.
         settings: targets, search and the rest.
-        data: samples with labels, to report accuracy before and after.
+        data: samples, with labels or without, to rank channels, repair and report with, see `read_data`.
         preprocess: how pixels become inputs, see `read_preprocess`.
         label_offset: the output index of a class is its label plus this.
         force: overwrite existing files.
@@ -58,42 +63,93 @@ def compress(
         VerifyError: the result is not what it must be; nothing is written.
     """
     progress = progress or Quiet()
-    check_settings(settings)
+    source = Source(path, resolve(settings, data is not None), data, preprocess, label_offset)
     if not dry_run:
         check_outputs(path, out, force)
     clock = Clock(progress)
     with clock.stage("load"):
-        model = models.load(path, runtime.evaluate, settings.shapes)
-        samples = read_data(data, model, read_preprocess(preprocess)) if data is not None else None
-        check_apart(model, out)
-        find = _finder(settings.keep, settings.approximate, settings.slots)
-        channels = find(model)
-        lossless = find_lossless(channels, find, runtime.evaluate)
-        costs = Costs(lossless.channels)
-    if not channels.groups:
+        prepared = prepare(source)
+        check_apart(prepared.original.model, out)
+    if not prepared.original.groups:
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
-    with clock.stage("search"):
-        attempts = Attempts(lossless, costs, settings, progress)
-    if dry_run:
-        return _report(path, None, attempts.best, settings, clock)
-    with clock.stage("cut and time"):
-        attempts.cut_and_time()
+    finish = Finish(prepared, progress) if prepared.parts is not None else None
+    attempts = _search(prepared, finish, clock, progress, dry_run)
     attempt = attempts.best
+    if dry_run:
+        return summarise(prepared, attempt, None, clock)
+    lossless = prepared.lossless
+    result = attempt.result
+    if finish is not None:
+        with clock.stage("repair"):
+            result = finish.repaired(attempt.plan, attempt.result)
     with clock.stage("verify"):
         checks = verify(lossless.channels, attempt.plan, attempt.result, settings.verify)
         if lossless.count:
-            checks |= verify_lossless(channels, lossless.channels, lossless.plan, settings.verify)
-    report = _report(path, out, attempt, settings, clock)
+            checks |= verify_lossless(prepared.original, lossless.channels, lossless.plan, settings.verify)
+        if result is not attempt.result:
+            checks |= verify_repaired(lossless.channels, attempt.plan, result, settings.verify)
+    report = summarise(prepared, attempt, out, clock)
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
-    if samples is not None:
+    if finish is not None:
         with clock.stage("evaluate"):
-            _judge(path, attempt, samples, label_offset, report, progress)
+            report.add_stages(finish.stages(attempt.result, result))
+        report.data = finish.used()
+        _note_answers(report, source.settings, is_repaired=result is not attempt.result)
     with clock.stage("write"):
-        write_results(path, out, attempt, report)
+        write_results(path, out, attempt, result, report)
     return report
+
+
+def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: Progress, dry_run: bool) -> Attempts:
+    """Rank channels, search for a plan, and cut and time it unless this is a dry run."""
+    settings = prepared.source.settings
+    assert settings.criterion is not None, "resolve chooses one"
+    statistics = None
+    if finish is not None:
+        with clock.stage("collect statistics"):
+            statistics = prepared.statistics(progress)
+    with clock.stage("rank channels"):
+        evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, progress)
+        worth = importance(evidence, settings.criterion)
+    with _judging(prepared, statistics) as judging:
+        with clock.stage("search"):
+            targets = None
+            if finish is not None and settings.max_drop is not None:
+                targets = smallest_within(settings.max_drop, prepared, worth, judging, finish, progress)
+            allows = None if finish is None else finish.is_within
+            attempts = Attempts(prepared, worth, judging, progress, targets, allows)
+        if not dry_run:
+            with clock.stage("cut and time"):
+                attempts.cut_and_time()
+        attempts.best.score = attempts.best.problem.score(attempts.best.plan)
+    return attempts
+
+
+@contextmanager
+def _judging(prepared: Prepared, statistics: Statistics | None) -> Iterator[Judging | None]:
+    """Judge plans here or in other processes, as long as this lasts; None without data."""
+    if statistics is None:
+        yield None
+    elif prepared.source.settings.workers > 1:
+        with Workers(prepared.source, prepared.source.settings.workers) as workers:
+            yield workers
+    else:
+        yield prepared.candidates(statistics)
+
+
+def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool) -> None:
+    """Say what was lost of what was allowed, and whether the repair was of use."""
+    if settings.repair != "none" and not is_repaired and report.after.macs < report.before.macs:
+        report.notes.append(NOT_KEPT)
+    if settings.max_drop is None:
+        return
+    lost = points_lost(report.stages[0], report.stages[-1])
+    report.target["max_drop"] = {"asked": str(settings.max_drop), "limit": settings.max_drop, "reached": lost}
+    if report.after.macs >= report.before.macs:
+        report.notes.append(f"every cut that was tried loses more than {settings.max_drop:g} points; allow some more")
 
 
 def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", force: bool = False) -> dict[str, str]:
@@ -121,7 +177,8 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
     asked = content["settings"]
     model = models.load(path, runtime.evaluate, asked["shapes"])
     check_apart(model, out)
-    find = _finder(asked["keep"], asked["approximate"], asked["slots"])
+    settings = CompressSettings(keep=asked["keep"], approximate=asked["approximate"], slots=asked["slots"])
+    find = Source(path, settings).find
     lossless = nothing_lossless(find(model))
     if content.get("lossless"):
         lossless = find_lossless(lossless.channels, find, runtime.evaluate)
@@ -140,7 +197,7 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
 
 def evaluate(
     path: Path,
-    data: Path,
+    data: str | Path,
     *,
     preprocess: str = "none",
     label_offset: int = 0,
@@ -148,14 +205,14 @@ def evaluate(
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Judge a model on samples: top-1 and top-5 with labels, agreement with a reference model.
+    """Judge a model on samples: top-1 and top-5 with labels, and how far it answers from a reference model.
 
     Args:
         path: the model file.
-        data: ``.npz`` with ``x`` and, for labels, ``y``.
+        data: samples, with labels or without, see `read_data`.
         preprocess: how pixels become inputs, see `read_preprocess`.
         label_offset: the output index of a class is its label plus this.
-        reference: a model to agree with.
+        reference: a model to compare the answers with.
         shapes: sizes for inputs that leave them free.
         progress: told what is going on.
 
@@ -164,106 +221,10 @@ def evaluate(
     """
     model = models.load(path, runtime.evaluate, shapes)
     samples = read_data(data, model, read_preprocess(preprocess))
-    if reference is not None:
-        models.read_file(reference)
-    return evaluate_model(
-        runtime.Session(path),
-        samples,
-        batch=model.fixed_batch(samples.name),
-        label_offset=label_offset,
-        reference=runtime.Session(reference) if reference is not None else None,
-        progress=(progress or Quiet()).step,
-    )
-
-
-def _finder(keep: Sequence[str], approximate: bool, slots: bool) -> Callable[[Model], Channels]:
-    return lambda model: find_channels(model, keep, approximate=approximate, slots=slots)
-
-
-def _judge(path: Path, attempt: Attempt, samples: Data, label_offset: int, report: Report, progress: Progress) -> None:
-    """Evaluate the original and the cut model on the user's samples."""
-    model = attempt.channels.model
-    batch = model.fixed_batch(samples.name)
-    original = runtime.Session(path)
-    smaller = runtime.Session(attempt.result, folder=model.folder)
-    if samples.y is None:
-        agreed = evaluate_model(smaller, samples, batch=batch, reference=original, progress=progress.step)
-        report.stages = [{"name": "cut", "agreement": agreed.agreement, "samples": agreed.samples}]
-        return
-    for name, session, measured in (("original", original, report.before), ("cut", smaller, report.after)):
-        scores = evaluate_model(session, samples, batch=batch, label_offset=label_offset, progress=progress.step)
-        measured.accuracy = scores.top1
-        report.stages.append({"name": name, "accuracy": scores.top1, "top5": scores.top5, "samples": scores.samples})
-
-
-def _report(path: Path, out: Path | None, attempt: Attempt, settings: CompressSettings, clock: Clock) -> Report:
-    problem, channels = attempt.problem, attempt.channels
-    after = {name: float(values[0]) for name, values in problem.costs.of(attempt.plan.counts).items()}
-    return Report(
-        headline=_headline(attempt, path.name),
-        model=path.name,
-        output=out.name if out else None,
-        before=_measured(problem.original, attempt.before),
-        after=_measured(after, attempt.after),
-        target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
-        score=problem.score(attempt.plan),
-        groups=[
-            {
-                "name": g.name,
-                "width": g.width,
-                "kept": int(count),
-                "step": int(step),
-                "approximate": g.is_approximate,
-            }
-            for g, count, step in zip(channels.groups, attempt.plan.counts, problem.steps, strict=True)
-        ],
-        frozen=frozen_parts(channels, problem.costs),
-        lossless=problem.lossless_part(attempt.plan),
-        notes=[*channels.model.notes, *_dead(attempt), *_approximate(attempt), *_missed(attempt, after)],
-        settings={**asdict(settings), "align": asdict(attempt.align)},
-        seconds=clock.seconds,
-    )
-
-
-def _approximate(attempt: Attempt) -> list[str]:
-    """Say how many groups are cut although something averages over them."""
-    pairs = zip(attempt.channels.groups, attempt.plan.counts, strict=True)
-    cut_groups = [group for group, count in pairs if group.is_approximate and count < group.width]
-    if not cut_groups:
-        return []
-    what = "group is" if len(cut_groups) == 1 else "groups are"
-    return [f"{len(cut_groups)} {what} cut approximately: normalisations average over what is left of them"]
-
-
-def _dead(attempt: Attempt) -> list[str]:
-    """Say what went at no cost, and whether that is enough."""
-    problem = attempt.problem
-    gone = problem.lossless_part(attempt.plan)
-    if not gone["channels"]:
-        return []
-    note = f"{gone['channels']} channels are constant and went without loss, with {gone['macs']:.1%} of the FLOPs"
-    return [note + ("; that alone meets the target" if problem.meets(problem.most)[0] else "")]
-
-
-def _missed(attempt: Attempt, after: Mapping[str, float]) -> list[str]:
-    """Say where a plan lies well below all its targets, and what would come closer."""
-    problem = attempt.problem
-    open_shares = [(t.limit - after[t.metric]) / max(problem.original[t.metric], 1) for t in problem.targets]
-    if min(open_shares, default=0) <= CLOSE or attempt.align.multiple == 1 or problem.meets(problem.most)[0]:
-        return []
-    finest = "; --align 1 comes closer, and may be slower" if (problem.steps > 1).any() else ""
-    return [f"single steps of the aligned widths leave {min(open_shares):.1%} of the original's cost unused{finest}"]
-
-
-def _measured(costs: Mapping[str, float], times: dict[str, float] | None) -> Measured:
-    return Measured(**{name: round(costs[name]) for name in METRICS}, latency_ms=times)
-
-
-def _headline(attempt: Attempt, name: str) -> str:
-    """Say in one line what came of it, a disappointment first."""
-    kept = f"{name}: {attempt.macs_share:.1%} of the FLOPs kept"
-    if attempt.time_share is None:
-        return kept
-    if attempt.is_slower:
-        return f"SLOWER than the original ({1 / attempt.time_share:.2f}x), at any alignment tried. {kept}"
-    return f"{kept}, {1 / attempt.time_share:.2f}x faster"
+    batch = model.fixed_batch(samples.inputs[0].name)
+    step = (progress or Quiet()).step
+    if reference is None:
+        return evaluate_model(runtime.Session(path), samples, batch=batch, label_offset=label_offset, progress=step)
+    original = models.read_file(reference)
+    judge = Judge(original, reference.parent, samples, batch=batch, label_offset=label_offset, progress=step)
+    return judge.judge(model.proto, model.folder)

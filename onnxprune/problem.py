@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,13 @@ def parse_target(metric: str, text: str, original: float) -> Target:
     return Target(metric, limit * original if is_share else limit, text.strip())
 
 
+class Judging(Protocol):
+    """Judges plans by what the models that they make answer."""
+
+    def errors(self, plans: Sequence[Plan], *, local: bool = False) -> list[float]:
+        """Give the error of each plan, smaller is better; `local` is faster, for plans that cut one group."""
+
+
 class Problem:
     """A pruning problem: choose how many channels each group keeps.
 
@@ -98,6 +106,7 @@ class Problem:
         align: what widths are a multiple of.
         min_keep: channels that every group keeps at least; with 0, inner groups of residual branches may lose all.
         lossless: what goes before anything else does (default: nothing).
+        judging: judges plans on data; None where there is none.
 
     Attributes:
         widths: channels per group.
@@ -115,10 +124,12 @@ class Problem:
         align: Align = FINE,
         min_keep: int = 1,
         lossless: Lossless | None = None,
+        judging: Judging | None = None,
     ) -> None:
         self.channels = channels
         self.costs = costs
         self.targets = tuple(targets)
+        self.judging = judging
         self.lossless = nothing_lossless(channels) if lossless is None else lossless
         worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
         self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
@@ -256,6 +267,21 @@ class Problem:
         found = self.costs.of(counts)
         return any(t.limit - found[t.metric][0] < slack * self.original[t.metric] for t in self.targets)
 
+    def saved(self, counts: Counts, rows: Counts) -> Floats:
+        """Give what smaller plans (plans, groups) save, as parts of the original, of the costs that are too high."""
+        before, after = self.costs.of(counts), self.costs.of(rows)
+        total = np.zeros(len(rows))
+        for target in self.targets:
+            if before[target.metric][0] > target.limit:
+                total += (before[target.metric] - after[target.metric]) / max(self.original[target.metric], 1)
+        return total
+
+    def saved_by_all(self) -> Floats:
+        """Give for each group what is saved, of what the targets limit, where it keeps as little as it can."""
+        rows = np.tile(self.most, (len(self.most), 1))
+        np.fill_diagonal(rows, self.least)
+        return self.saved(self.most, rows)
+
     def plan(self, counts: Counts) -> Plan:
         """Keep the most important channels of each group, the dead ones last."""
         groups = zip(self.importance, self.lossless.dead, counts, strict=True)
@@ -269,8 +295,18 @@ class Problem:
         macs = float(self.costs.of(self.widths - gone)["macs"][0])
         return {"channels": int(gone.sum()), "macs": 1 - macs / max(self.original["macs"], 1)}
 
+    def scores(self, plans: Sequence[Plan]) -> list[float]:
+        """Judge plans, larger is better: by what they answer where there is data, else by what they keep."""
+        if self.judging is None:
+            return [self.kept_importance(plan) for plan in plans]
+        return [-error for error in self.judging.errors(plans)]
+
     def score(self, plan: Plan) -> float:
-        """Judge a plan without data: the share of all importance that it keeps.
+        """Judge one plan, see `scores`."""
+        return self.scores([plan])[0]
+
+    def kept_importance(self, plan: Plan) -> float:
+        """Give the share of all importance that a plan keeps.
 
         A channel counts once for every axis it is part of, so that one that runs through a whole residual stream weighs
         more than one inside a block.

@@ -48,11 +48,13 @@ class Report:
         before: the original.
         after: the result.
         target: per metric what was asked, the limit, and the value reached.
-        score: how the search judged the plan.
+        score: how the search judged the plan, larger is better: with data the error of its answers times -1, without
+            the share of importance that it keeps.
         lossless: how many channels went at no cost, and the share of the MACs that went with them.
         groups: per group its name, width, channels kept and step.
         frozen: what stays and why, with its share of the MACs.
-        stages: accuracy after each stage.
+        stages: what the original, the cut model and the repaired one answer to samples held out.
+        data: which samples were used for what.
         checks: what was verified.
         alignments: what each alignment tried gave.
         notes: what else the user should know.
@@ -66,16 +68,23 @@ class Report:
     before: Measured
     after: Measured
     target: dict[str, dict[str, Any]]
-    score: float
+    score: float | None
     groups: list[dict[str, Any]]
     frozen: list[dict[str, Any]]
     lossless: dict[str, float] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
     alignments: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_stages(self, stages: list[dict[str, Any]]) -> None:
+        """Note what the original, the cut model and the result answer."""
+        self.stages = stages
+        self.before.accuracy = stages[0].get("accuracy")
+        self.after.accuracy = stages[-1].get("accuracy")
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as plain JSON values."""

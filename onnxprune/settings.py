@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxprune import search
-from onnxprune.criteria import CRITERIA
+from onnxprune.criteria import CRITERIA, NEED_DATA
 from onnxprune.errors import InputError
 from onnxprune.verify import LEVELS
 
@@ -16,10 +16,14 @@ class CompressSettings:
 
     Attributes:
         targets: metric (``macs``, ``params``) to a fraction or an absolute value, as text.
-        search: name of a search.
+        max_drop: in place of targets, the points of accuracy (or agreement) that may be lost.
+        search: name of a search; None chooses by whether there is data.
         budget: candidates the search may judge.
         seed: same seed, same plan, as long as `align` is fixed.
-        criterion: how channels are ranked within a group.
+        criterion: how channels are ranked; None chooses by whether there is data.
+        repair: how a cut model is repaired, see `REPAIRS`.
+        calibration: the most samples that statistics and repair look at.
+        workers: processes that judge candidates.
         align: multiple that widths must be; None chooses by measuring.
         keep: patterns of node names to leave alone.
         min_keep: fewest channels a group keeps.
@@ -29,11 +33,15 @@ class CompressSettings:
         shapes: sizes for inputs that leave them free.
     """
 
-    targets: dict[str, str]
-    search: str = "uniform"
+    targets: dict[str, str] = field(default_factory=dict)
+    max_drop: float | None = None
+    search: str | None = None
     budget: int = 100
     seed: int = 0
-    criterion: str = "l2"
+    criterion: str | None = None
+    repair: str = "least_squares"
+    calibration: int = 2048
+    workers: int = 1
     align: int | None = None
     keep: tuple[str, ...] = ()
     min_keep: int = 1
@@ -43,22 +51,51 @@ class CompressSettings:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def check_settings(settings: CompressSettings) -> None:
-    """Make sure that the settings name things that exist, before any work is done.
+REPAIRS = ("least_squares", "bn", "none")
+"""How a cut model is repaired."""
+
+
+def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
+    """Choose what was left open, and make sure that the settings name things that exist, before any work is done.
 
     Raises:
-        InputError: one does not.
+        InputError: one does not, or needs data where there is none.
     """
-    if not settings.targets:
+    chosen = replace(
+        settings,
+        search=("greedy" if has_data else "uniform") if settings.search is None else settings.search,
+        criterion=("obs" if has_data else "l2") if settings.criterion is None else settings.criterion,
+    )
+    _check(chosen)
+    if not has_data and chosen.criterion in NEED_DATA:
+        raise InputError(f"--criterion {chosen.criterion} looks at what the model computes; give --data, or use l2")
+    if not has_data and chosen.max_drop is not None:
+        raise InputError(
+            "--max-drop needs --data to measure what is lost; give --data, or a target such as --flops 0.5"
+        )
+    return chosen if has_data else replace(chosen, repair="none")
+
+
+def _check(settings: CompressSettings) -> None:
+    if settings.max_drop is None and not settings.targets:
         raise InputError("no target: say how small, for example --flops 0.5")
+    if settings.max_drop is not None and settings.targets:
+        raise InputError("--max-drop finds the smallest model by itself; leave the other targets out")
+    if settings.max_drop is not None and not 0 <= settings.max_drop < 100:
+        raise InputError(f"--max-drop {settings.max_drop}: give points of accuracy from 0 to 100, for example 1.0")
     for option, value, choices in (
         ("--search", settings.search, search.names()),
         ("--criterion", settings.criterion, CRITERIA),
+        ("--repair", settings.repair, REPAIRS),
         ("--verify", settings.verify, LEVELS),
     ):
         if value not in choices:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")
     if settings.budget < 1:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")
+    if settings.calibration < 1:
+        raise InputError(f"--calibration {settings.calibration}: at least one sample is needed")
+    if settings.workers < 1:
+        raise InputError(f"--workers {settings.workers}: at least one process is needed")
     if settings.seed < 0:
         raise InputError(f"--seed {settings.seed}: a seed is 0 or more")

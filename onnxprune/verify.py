@@ -19,10 +19,11 @@ from onnxprune import runtime
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels, find_channels
 from onnxprune.errors import InputError, VerifyError
+from onnxprune.linear import FLOAT_TYPES
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan, kept_atoms, whole
-from onnxprune.weights import Array
+from onnxprune.weights import Array, is_external, read
 from onnxprune.zeroing import bounded, zeroed
 
 LEVELS = ("none", "fast", "full")
@@ -53,16 +54,7 @@ def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[
     if empty is not None:
         raise InputError(f"input {empty!r} has a size of 0, so no outputs can be compared; --verify none does without")
     checks = {"checker": _check_valid(cut, model.bound), "interface": _check_interface(model.proto, cut)}
-    try:
-        smaller = analyse(cut, model.folder, runtime.evaluate, model.bound)
-    except InputError as error:
-        raise VerifyError(f"the cut model makes no sense: {error}") from error
-    found = find_channels(smaller)
-    counted = int(Costs(found).of([g.width for g in found.groups])["macs"][0])
-    planned = int(Costs(channels).of(plan.counts)["macs"][0])
-    if counted != planned:
-        raise VerifyError(f"the cut model has {counted} MACs, {planned} were planned")
-    checks["macs"] = f"{counted} recounted as planned"
+    checks["macs"] = f"{_check_macs(channels, plan, cut)} recounted as planned"
     checks["outputs"] = _check_outputs(channels, plan, cut, level)
     return checks
 
@@ -91,6 +83,47 @@ def verify_lossless(original: Channels, channels: Channels, plan: Plan, level: s
     if worst > tolerance:
         raise VerifyError(f"without its dead channels the model differs by {worst:.1e} of the largest output")
     return {"lossless": f"equal to the original without its dead channels within {worst:.1e} of the largest output"}
+
+
+def verify_repaired(channels: Channels, plan: Plan, result: ModelProto, level: str) -> dict[str, str]:
+    """Check a repaired model: its numbers are others, nothing else may be; see `verify` for the rest.
+
+    Raises:
+        VerifyError: a check failed.
+    """
+    if level == "none":
+        return {}
+    model = channels.model
+    found = [_check_valid(result, model.bound), _check_interface(model.proto, result)]
+    _check_macs(channels, plan, result)
+    feed = sizes.example_inputs(model.proto.graph, model.bound)
+    try:
+        runtime.Session(result, folder=model.folder, threads=1).run(feed)
+    except InputError as error:
+        raise VerifyError(f"the repaired model does not run: {error}") from error
+    for tensor in result.graph.initializer:
+        if tensor.data_type in FLOAT_TYPES and not is_external(tensor):
+            values = read(tensor, model.folder)
+            before = model.stored.get(tensor.name)
+            is_new = before is None or before.SerializeToString() != tensor.SerializeToString()
+            if is_new and np.isnan(values).any():
+                raise VerifyError(f"the repair made NaN of {tensor.name!r}")
+    return {"repaired": f"checker {found[0]}; {found[1]}"}
+
+
+def _check_macs(channels: Channels, plan: Plan, smaller: ModelProto) -> int:
+    """Recount the MACs of a cut model."""
+    model = channels.model
+    try:
+        analysed = analyse(smaller, model.folder, runtime.evaluate, model.bound)
+    except InputError as error:
+        raise VerifyError(f"the cut model makes no sense: {error}") from error
+    found = find_channels(analysed)
+    counted = int(Costs(found).of([g.width for g in found.groups])["macs"][0])
+    planned = int(Costs(channels).of(plan.counts)["macs"][0])
+    if counted != planned:
+        raise VerifyError(f"the cut model has {counted} MACs, {planned} were planned")
+    return counted
 
 
 def _check_valid(cut: ModelProto, bound: Mapping[str, sizes.Shape]) -> str:

@@ -1,1 +1,15 @@
-"""Makes `oracle` and `nets` importable from every folder of tests."""
+"""Makes `oracle` and `nets` importable from every folder of tests, and keeps tests away from the user's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Put what runs keep on disk into a folder of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -551,7 +551,7 @@ LABELS = np.arange(8) % CLASSES
 
 WRONG_DATA: dict[str, tuple[Callable[[], str], str]] = {
     "missing file": (lambda: "absent.npz", "no such file"),
-    "a folder": (lambda: "..", "no such file"),
+    "a folder": (lambda: "..", "holds no images"),
     "empty file": (raw(b""), "no .npz or .npy file"),
     "text": (raw(b"1,2,3\n4,5,6\n"), "no .npz or .npy file"),
     "cut archive": (raw(b"PK\x03\x04" + bytes(50)), "no .npz or .npy file"),

@@ -356,23 +356,52 @@ def test_an_unreachable_target_ends_with_three_and_names_the_lowest_and_what_is_
     assert files(folder) == before
 
 
-def test_compress_reports_accuracy_before_and_after_where_there_are_labels(labelled: Path) -> None:
+def write_held_out(report: Any, arrays: Any) -> None:
+    """Write held.npz: the samples that a report says its answers are for."""
+    held = report["data"]["parts"]["holdout"]["indices"]
+    np.savez("held.npz", **{name: values[held] for name, values in arrays.items()})
+
+
+def test_compress_reports_the_accuracy_of_original_cut_and_repaired_on_samples_held_out(labelled: Path) -> None:
     out = passed("compress", "model.onnx", "--flops", 0.8, "--data", "data.npz", "-o", "small.onnx", *FIXED).out
     report = read("small.report.json")
-    assert report["before"]["accuracy"] == pytest.approx(0.8)
-    passed("evaluate", "small.onnx", "--data", "data.npz", "--json", "scores.json")
-    assert report["after"]["accuracy"] == read("scores.json")["top1"]
-    assert [stage["name"] for stage in report["stages"]] == ["original", "cut"]
-    assert "accuracy" in out
+    write_held_out(report, np.load("data.npz"))
+    passed("apply", "model.onnx", "small.plan.json", "-o", "cut.onnx")
+    assert [stage["name"] for stage in report["stages"]] == ["original", "cut", "repair"]
+    for stage, file in zip(report["stages"], ("model.onnx", "cut.onnx", "small.onnx"), strict=True):
+        passed("evaluate", file, "--data", "held.npz", "--reference", "model.onnx", "--json", "scores.json")
+        scores = read("scores.json")
+        assert (stage["samples"], stage["accuracy"], stage["top5"]) == (12, scores["top1"], scores["top5"])
+        if file != "model.onnx":
+            assert stage["agreement"] == scores["agreement"]
+            assert (stage["kl"], stage["distance"]) == pytest.approx((scores["kl"], scores["distance"]), rel=1e-4)
+        assert f"{stage['accuracy']:.2%}" in out
+    assert report["before"]["accuracy"] == report["stages"][0]["accuracy"]
+    assert report["after"]["accuracy"] == report["stages"][2]["accuracy"]
+    lines = [line.strip() for line in out.splitlines()]
+    table = lines[lines.index("Answers to 12 samples held out") :]
+    assert table[2].split() == ["model", "top-1", "top-5", "agreement", "KL,", "nats", "distance"]
+    assert [line.split()[0] for line in table[4:7]] == ["original", "cut", "repaired"]
 
 
 def test_compress_reports_agreement_where_there_are_no_labels(labelled: Path) -> None:
     np.save("x.npy", np.load("data.npz")["x"])
     out = passed("compress", "model.onnx", "--flops", 0.8, "--data", "x.npy", "-o", "small.onnx", *FIXED).out
-    passed("evaluate", "small.onnx", "--data", "x.npy", "--reference", "model.onnx", "--json", "scores.json")
-    stage = read("small.report.json")["stages"][0]
-    assert stage["agreement"] == read("scores.json")["agreement"]
-    assert "agrees with the original on" in out
+    report = read("small.report.json")
+    write_held_out(report, {"x": np.load("x.npy")})
+    passed("evaluate", "small.onnx", "--data", "held.npz", "--reference", "model.onnx", "--json", "scores.json")
+    assert report["stages"][0] == {"name": "original", "samples": 12}
+    assert report["stages"][2]["agreement"] == read("scores.json")["agreement"]
+    assert report["after"]["accuracy"] is None
+    assert f"{report['stages'][2]['agreement']:.2%}" in out
+    assert "top-1" not in out
+
+
+def test_compress_says_which_samples_were_used_for_what(labelled: Path) -> None:
+    out = passed("compress", "model.onnx", "--flops", 0.8, "--data", "data.npz", *FIXED).out
+    used = next(line for line in out.splitlines() if line.startswith("samples of data.npz: "))
+    for words in ("12 held out", "9 to choose between candidates", "39 for statistics and repair"):
+        assert words in used
 
 
 def test_compress_works_on_a_zoo_network(folder: Path) -> None:
@@ -439,6 +468,8 @@ def test_evaluate_prints_and_writes_accuracy(labelled: Path) -> None:
         "top1": 0.8,
         "top5": read("scores.json")["top5"],
         "agreement": None,
+        "kl": None,
+        "distance": None,
     }
     assert read("scores.json")["top5"] >= 0.8
 
@@ -558,7 +589,7 @@ def test_a_defect_ends_with_one_a_traceback_and_a_request_to_report(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(folder)
-    monkeypatch.setattr(pipeline, "find_channels", raising(ZeroDivisionError("planted")))
+    monkeypatch.setattr("onnxprune.prepare.find_channels", raising(ZeroDivisionError("planted")))
     outcome = run("compress", "model.onnx", "--flops", 0.5)
     assert outcome.code == 1
     assert "Traceback" in outcome.err
@@ -665,7 +696,7 @@ def test_ctrl_c_ends_a_long_search_within_seconds_and_leaves_nothing(folder: Pat
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
-    assert [process.stderr.readline() for _ in range(2)] == ["load ...\n", "search ...\n"]
+    assert [process.stderr.readline() for _ in range(3)] == ["load ...\n", "rank channels ...\n", "search ...\n"]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 130

@@ -14,9 +14,12 @@ from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import runtime, weights
 from onnxprune.channels import Channels, find_channels
-from onnxprune.criteria import CRITERIA, importance
+from onnxprune.criteria import CRITERIA, NEED_DATA, Evidence, importance
+from onnxprune.data import Data
 from onnxprune.errors import InputError
+from onnxprune.inputs import model_inputs
 from onnxprune.model import analyse
+from onnxprune.statistics import collect
 from onnxprune.weights import slice_norms
 
 
@@ -27,7 +30,11 @@ def channels_of(model: ModelProto) -> Channels:
 def scores(model: ModelProto, criterion: str, seed: int = 0) -> dict[str, Array]:
     """Importance per group, by its name."""
     channels = channels_of(model)
-    return dict(zip((g.name for g in channels.groups), importance(channels, criterion, seed), strict=True))
+    return dict(zip((g.name for g in channels.groups), importance(Evidence(channels, seed), criterion), strict=True))
+
+
+def images(count: int = 40) -> Array:
+    return np.random.default_rng(2).standard_normal((count, *IMAGE)).astype(np.float32)
 
 
 def stored(model: ModelProto) -> dict[str, Array]:
@@ -104,12 +111,65 @@ def test_random_importance_follows_the_seed_and_nothing_else() -> None:
         assert len(np.unique(values)) == len(values)
 
 
+def measured(channels: Channels, x: Array) -> Evidence:
+    """Everything that a criterion may look at, from these images."""
+    data = Data({"image": x}, model_inputs(channels.model), None, None, "x.npy", np.arange(len(x)))
+    return Evidence(channels, statistics=collect(channels, data))
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_channel_of_every_group_gets_a_finite_score(criterion: str) -> None:
     channels = channels_of(residual())
-    for group, values in zip(channels.groups, importance(channels, criterion, 0), strict=True):
+    evidence = measured(channels, images()) if criterion in NEED_DATA else Evidence(channels)
+    for group, values in zip(channels.groups, importance(evidence, criterion), strict=True):
         assert values.shape == (group.width,)
         assert np.isfinite(values).all()
+
+
+def dense() -> ModelProto:
+    """Two dense layers with Relu between them, and none of the bias that would let a mean differ from a sum."""
+    draft = Draft()
+    flat = draft.add("Flatten", "flatten", "image")
+    x = draft.relu("relu", draft.add("MatMul", "fc1", flat, draft.weight("fc1.weight", 432, 12)))
+    draft.nodes.append(helper.make_node("MatMul", [x, draft.weight("fc2.weight", 12, CLASSES)], ["logits"], name="fc2"))
+    return draft.model([("image", (1, *IMAGE))], [("logits", (1, CLASSES))])
+
+
+def hidden(model: ModelProto, x: Array) -> Array:
+    """What the second layer of `dense` reads."""
+    return np.maximum(x.reshape(len(x), -1) @ stored(model)["fc1.weight"], 0).astype(np.float64)
+
+
+def test_activation_is_the_energy_that_a_channel_brings_to_the_next_layer() -> None:
+    model, x = dense(), images(300)
+    h, weight = hidden(model, x), stored(model)["fc2.weight"].astype(np.float64)
+    energy = (h**2).mean(axis=0) * (weight**2).sum(axis=1) / (h @ weight).var(axis=0).sum()
+    (found,) = importance(measured(channels_of(model), x), "activation")
+    np.testing.assert_allclose(found, energy, rtol=1e-4)
+
+
+def test_obs_is_the_error_that_is_left_when_the_other_channels_are_fitted_again() -> None:
+    model, x = dense(), images(300)
+    h, weight = hidden(model, x), stored(model)["fc2.weight"].astype(np.float64)
+    y = h @ weight
+    (found,) = importance(measured(channels_of(model), x), "obs")
+    left = list(np.argsort(-found, kind="stable"))
+    total = 0.0
+    for channel in left[:0:-1]:  # all but the last leave, the least important first
+        total += found[channel]
+        left.remove(channel)
+        known = np.column_stack([h[:, left], np.ones(len(h))])
+        missing = y - known @ np.linalg.lstsq(known, y, rcond=None)[0]
+        assert total == pytest.approx((missing**2).mean(axis=0).sum() / y.var(axis=0).sum(), rel=0.01)
+
+
+def test_fpgm_is_the_distance_of_a_filter_from_the_others_of_its_layer() -> None:
+    model = convs()
+    weights, found = stored(model), scores(model, "fpgm")
+    for name in ("conv1", "conv2", "conv3"):
+        rows = weights[f"{name}.weight"].reshape(len(weights[f"{name}.weight"]), -1).astype(np.float64)
+        distances = np.array([np.linalg.norm(rows - row, axis=1).sum() for row in rows])
+        np.testing.assert_allclose(found[name], distances / distances.mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("order", [1, 2])

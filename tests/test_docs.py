@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from test_imports import PLACE
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,9 +22,17 @@ def test_links_lead_somewhere(file: str) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["pipeline", "surgery", "channels", "metrics", "problem", "verify", "runtime", "shapes"]
-)
-def test_the_architecture_page_knows_the_module(name: str) -> None:
-    assert (ROOT / "onnxprune" / f"{name}.py").exists()
-    assert f"{name}.py" in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+def test_the_architecture_page_lists_every_module_and_no_other() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"(?m)^  (\w+\.py(?:, \w+\.py)*|\w+/)(?= |$)", text[: text.index("\n## ")])
+    folder = ROOT / "onnxprune"
+    folders = {f"{file.parent.name}/" for file in folder.glob("*/__init__.py")}
+    files = {file.name for file in folder.glob("*.py") if file.name != "__init__.py"}
+    assert sorted(name for names in listed for name in names.split(", ")) == sorted(files | folders)
+
+
+def test_the_architecture_page_lists_modules_in_the_order_of_their_imports() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"(?m)^  (\w+)(?:\.py|/) ", text[: text.index("\n## ")])
+    levels = [PLACE[f"onnxprune.{name}"] for name in listed]
+    assert levels == sorted(levels)

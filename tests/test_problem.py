@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.channels import Group, find_channels
-from onnxprune.criteria import importance
+from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError, TargetError
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
@@ -47,7 +47,7 @@ ALIGNMENTS = {
 def problem_of(name: str, align: Align = FINE, min_keep: int = 1) -> Problem:
     """Set a problem up, without targets."""
     channels = find_channels(analyse(NETS[name](), Path(), runtime.evaluate, {}))
-    return Problem(channels, Costs(channels), [], importance(channels, "l2", 0), align, min_keep)
+    return Problem(channels, Costs(channels), [], importance(Evidence(channels), "l2"), align, min_keep)
 
 
 def with_targets(problem: Problem, **limits: float) -> Problem:

@@ -10,16 +10,20 @@ from onnxprune.search import Progress, SearchSettings
 
 LEAST_SHARE = 0.1  # wishes are drawn from here to 1, then scaled together until the targets are met
 
+TOGETHER = 8  # plans that are judged together, by as many workers as there are
+
 
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
     """Draw shares per group, fit each draw to the targets and keep the plan with the best score."""
     rng = np.random.default_rng(settings.seed)
     best: tuple[float, Plan] | None = None
-    for done in range(max(1, settings.budget)):
-        plan = problem.plan(problem.fit(rng.uniform(LEAST_SHARE, 1, len(problem.widths))))
-        score = problem.score(plan)
-        if best is None or score > best[0]:
-            best = (score, plan)
-        progress(done + 1, settings.budget)
+    for start in range(0, settings.budget, TOGETHER):
+        number = min(TOGETHER, settings.budget - start)
+        wishes = rng.uniform(LEAST_SHARE, 1, (number, len(problem.widths)))
+        plans = [problem.plan(problem.fit(wish)) for wish in wishes]
+        for score, plan in zip(problem.scores(plans), plans, strict=True):
+            if best is None or score > best[0]:
+                best = (score, plan)
+        progress(start + number, settings.budget)
     assert best is not None
     return best[1]

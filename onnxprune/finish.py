@@ -1,0 +1,123 @@
+"""What happens to a plan once it is chosen: repaired with all calibration samples, and reported on samples held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.evaluation import Judge, Scores
+from onnxprune.judging import judge_on, repaired
+from onnxprune.plan import Plan
+from onnxprune.prepare import Prepared
+from onnxprune.progress import Progress
+from onnxprune.repair import Original
+
+PURPOSES = {
+    "calibration": "for statistics and repair",
+    "search": "to choose between candidates and whether to keep the repair",
+    "holdout": "held out for the answers reported",
+}
+
+
+class Finish:
+    """Repairs cut models and tells what they answer.
+
+    Args:
+        prepared: the model and its data.
+        progress: told what is going on.
+    """
+
+    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+        assert prepared.parts is not None
+        self._prepared = prepared
+        self._settings = prepared.source.settings
+        self._progress = progress
+        self._parts = prepared.parts
+
+    @cached_property
+    def _original(self) -> Original:
+        channels = self._prepared.lossless.channels
+        return Original(channels, self._parts.calibration.loaded(), seed=self._settings.seed)
+
+    @cached_property
+    def _unseen(self) -> Judge:
+        """Compares on samples that no fit has seen."""
+        label_offset = self._prepared.source.label_offset
+        return judge_on(self._prepared.lossless.channels, self._parts.search.loaded(), label_offset)
+
+    @cached_property
+    def _held_out(self) -> Judge:
+        """Compares on the samples that results are reported on."""
+        return judge_on(self._prepared.original, self._parts.holdout.loaded(), self._prepared.source.label_offset)
+
+    @property
+    def _stage_of_original(self) -> dict[str, Any]:
+        return _stage("original", replace(self._held_out.original_scores, agreement=None, kl=None, distance=None))
+
+    def repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto:
+        """Repair a cut model; give it back as it was where the repair answers worse on samples that it has not seen."""
+        if self._settings.repair == "none":
+            return smaller
+        result = repaired(self._original, plan, smaller, self._settings.repair, self._progress)
+        before, after = self._unseen.judge(smaller).error, self._unseen.judge(result).error
+        return result if after <= before else smaller
+
+    def drop(self, model: ModelProto) -> float:
+        """Give the points that a model loses on the samples held out, see `points_lost`."""
+        return points_lost(self._stage_of_original, _stage("", self._held_out.judge(model)))
+
+    def is_within(self, plan: Plan, smaller: ModelProto) -> bool:
+        """Tell whether a cut model, once repaired, loses no more than is allowed."""
+        allowed = self._settings.max_drop
+        return allowed is None or self.drop(self.repaired(plan, smaller)) <= allowed
+
+    def stages(self, smaller: ModelProto, result: ModelProto) -> list[dict[str, Any]]:
+        """Judge the original, the cut model and the result on the samples held out."""
+        found = [self._stage_of_original, _stage("cut", self._held_out.judge(smaller))]
+        if self._settings.repair != "none":
+            is_repaired = result is not smaller
+            repair = _stage("repair", self._held_out.judge(result)) if is_repaired else {**found[-1], "name": "repair"}
+            found.append(repair)
+        return found
+
+    def used(self) -> dict[str, Any]:
+        """Tell which samples were used for what."""
+        purposes, indices = dict(PURPOSES), self._parts.indices
+        if self._settings.max_drop is not None:
+            purposes["holdout"] += " and for --max-drop"
+        return {
+            "source": self._parts.holdout.source,
+            "preprocess": self._prepared.source.preprocess,
+            "parts": {
+                name: {"purpose": purpose, "samples": len(indices[name]), "indices": indices[name]}
+                for name, purpose in purposes.items()
+            },
+        }
+
+
+def points_lost(original: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """Give the points that a model loses: of accuracy with labels, else of agreement.
+
+    Of a model that does not classify: hundredths of the distance at which it is as bad as a constant answer.
+
+    Args:
+        original: its stage, see `Finish.stages`.
+        found: the stage of the smaller model.
+    """
+    if "accuracy" in original:
+        return float(100 * (original["accuracy"] - found["accuracy"]))
+    if "agreement" in found:
+        return float(100 * (1 - found["agreement"]))
+    return np.inf if found["distance"] is None else float(100 * found["distance"])
+
+
+def _stage(name: str, scores: Scores) -> dict[str, Any]:
+    """Describe scores; None stands for a number that is not finite, which JSON does not know."""
+    given = {field: value for field, value in asdict(scores).items() if value is not None}
+    found = {field: value if np.isfinite(value) else None for field, value in given.items()}
+    return {"name": name, **{"accuracy" if field == "top1" else field: value for field, value in found.items()}}

@@ -1,0 +1,125 @@
+"""What is known of a model and its data before a search begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from onnxprune import model as models
+from onnxprune import runtime
+from onnxprune.channels import Channels, find_channels
+from onnxprune.data import Data, Split, read_data, read_preprocess, split
+from onnxprune.errors import InputError
+from onnxprune.judging import Candidates, judge_on
+from onnxprune.lossless import Lossless, find_lossless
+from onnxprune.metrics import Costs
+from onnxprune.model import Model
+from onnxprune.progress import Progress
+from onnxprune.settings import CompressSettings
+from onnxprune.statistics import Statistics, collect
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user gave.
+
+    Attributes:
+        path: the model file.
+        settings: targets, search and the rest, nothing left open.
+        data: samples, see `read_data`; None where there are none.
+        preprocess: how pixels become inputs, see `read_preprocess`.
+        label_offset: the output index of a class is its label plus this.
+    """
+
+    path: Path
+    settings: CompressSettings
+    data: str | Path | None = None
+    preprocess: str = "none"
+    label_offset: int = 0
+
+    def find(self, model: Model) -> Channels:
+        """Find the channels of a model in the way that the settings ask for."""
+        asked = self.settings
+        return find_channels(model, asked.keep, approximate=asked.approximate, slots=asked.slots)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before a search begins.
+
+    Attributes:
+        source: what the user gave.
+        original: what can be cut from the model.
+        lossless: the same, with what goes at no cost.
+        costs: what plans cost.
+        parts: the data, in parts that have no sample in common; None where there is none.
+    """
+
+    source: Source
+    original: Channels
+    lossless: Lossless
+    costs: Costs
+    parts: Split | None
+
+    @cached_property
+    def original_costs(self) -> dict[str, float]:
+        """What the model costs as it was given."""
+        before = self.costs if self.lossless.original is self.lossless.channels else Costs(self.original)
+        found = before.of([group.width for group in self.original.groups])
+        return {name: float(values[0]) for name, values in found.items()}
+
+    def statistics(self, progress: Progress | None = None) -> Statistics:
+        """Collect what the layers of the model read on the calibration samples."""
+        assert self.parts is not None
+        return collect(
+            self.lossless.channels, self.parts.calibration, seed=self.source.settings.seed, progress=progress
+        )
+
+    def candidates(self, statistics: Statistics, threads: int | None = None) -> Candidates:
+        """Get ready to judge plans."""
+        assert self.parts is not None
+        asked = self.source.settings
+        return Candidates(
+            self.lossless.channels,
+            self.parts,
+            statistics,
+            repair=asked.repair,
+            seed=asked.seed,
+            label_offset=self.source.label_offset,
+            threads=threads,
+        )
+
+
+def prepare(source: Source) -> Prepared:
+    """Load a model and its data, and find what can be cut.
+
+    Raises:
+        InputError: a file or an option is wrong.
+    """
+    model = models.load(source.path, runtime.evaluate, source.settings.shapes)
+    data = None if source.data is None else read_data(source.data, model, read_preprocess(source.preprocess))
+    original = source.find(model)
+    parts = None if data is None else _parts(source, original, data)
+    lossless = find_lossless(original, source.find, runtime.evaluate)
+    return Prepared(source, original, lossless, Costs(lossless.channels), parts)
+
+
+def _parts(source: Source, original: Channels, data: Data) -> Split:
+    """Split the data, and make sure that every part of it will do, before any work is done.
+
+    Raises:
+        InputError: there are too few samples, or labels that are not among the classes.
+    """
+    parts = split(data, seed=source.settings.seed, calibration=source.settings.calibration)
+    fixed = original.model.fixed_batch(data.inputs[0].name)
+    if fixed is not None and len(parts.calibration) < fixed:
+        raise InputError(
+            f"--data {data.source}: {len(parts.calibration)} of its samples are to calibrate with, and the model takes "
+            f"{fixed} at once; give more samples, or export the model with a free batch"
+        )
+    if data.y is not None:
+        judge_on(original, data.take(np.asarray([data.y.argmin(), data.y.argmax()])), source.label_offset)
+    return parts

@@ -1,0 +1,436 @@
+"""Repair what a cut broke, without labels: fit each layer again so that it answers what it answered before.
+
+Layers are fitted in the order of the graph, each on its input as it really arrives in the cut network, with the layers
+before it repaired already. What cannot be made up for is left to the layers behind: where a layer's output is added to
+another tensor, it is fitted to the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+
+from onnxprune.channels import Channels
+from onnxprune.data import Data, batch_size, feeds
+from onnxprune.linear import Floats
+from onnxprune.moments import Fit, Moments, best_fit
+from onnxprune.numbers import Numbers, Place
+from onnxprune.ops.rule import Mask
+from onnxprune.patches import Places
+from onnxprune.plan import Plan, kept_atoms
+from onnxprune.progress import Progress, Quiet
+from onnxprune.readers import Reader, find_readers
+from onnxprune.statistics import Inputs, Statistics
+from onnxprune.walk import Walk
+from onnxprune.weights import Array
+
+Indices = npt.NDArray[np.int64]
+
+HELD_BYTES = 1_000_000_000  # of targets that are held for the next candidate
+UNSEEN = 5  # one sample in so many is kept from each fit, to choose its ridge by
+STRETCH = 10.0  # most that moment matching multiplies a channel by
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many rows a fit looks at: enough for its unknowns, and not more than needed.
+
+    Attributes:
+        per_input: rows for each input of a layer.
+        least: of a layer.
+        most: of a layer.
+    """
+
+    per_input: int = 40
+    least: int = 8_000
+    most: int = 60_000
+
+    def rows(self, inputs: int) -> int:
+        """Give the number of rows for a layer of so many inputs."""
+        return int(np.clip(inputs * self.per_input, self.least, self.most))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer of the original answers on some rows of one batch.
+
+    Attributes:
+        places: the rows.
+        sizes: spatial sizes of the output.
+        y: (groups, rows, outputs).
+        partner: what is added to it, of the same shape; None where nothing is.
+    """
+
+    places: Places
+    sizes: tuple[int, ...]
+    y: Array
+    partner: Array | None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.places.nbytes + self.y.nbytes + (0 if self.partner is None else self.partner.nbytes)
+
+
+class Original:
+    """What the layers of the original answer, computed once for all candidates where memory allows.
+
+    Args:
+        channels: of the original.
+        data: samples to look at.
+        effort: how many rows of each layer to look at.
+        seed: chooses the rows.
+        threads: of onnxruntime; None leaves the choice to it.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        data: Data,
+        effort: Effort | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        self.channels = channels
+        self.readers = find_readers(channels)
+        self.effort = effort or Effort()
+        self.data = data
+        self.threads = threads
+        self._seed = seed
+        self._walk = self._new_walk()
+        self._held: dict[int, list[Target]] = {}
+        self._used = 0
+
+    def feeds(self) -> Iterator[dict[str, Array]]:
+        """Give the inputs, batch by batch."""
+        return feeds(self.data, self.channels.model)
+
+    def _new_walk(self) -> Walk:
+        return self.walk(self.channels.model.proto)
+
+    def walk(self, proto: ModelProto) -> Walk:
+        """Start to run a model over the samples."""
+        return Walk(proto, self.channels.model.folder, self.feeds, threads=self.threads)
+
+    def targets(self, reader: Reader) -> Iterator[Target]:
+        """Give what a layer answers, batch by batch; layers are best asked for in order."""
+        index = reader.layer.index
+        if index in self._held:
+            yield from self._held[index]
+            return
+        if self._walk.place > index:
+            self._walk = self._new_walk()
+        self._walk.advance(index + 1)
+        held: list[Target] | None = []
+        for target in self._computed(reader):
+            if held is not None:
+                held.append(target)
+                self._used += target.nbytes
+                if self._used > HELD_BYTES:
+                    self._used -= sum(t.nbytes for t in held)
+                    held = None
+            yield target
+        if held is not None:
+            self._held[index] = held
+
+    def _computed(self, reader: Reader) -> Iterator[Target]:
+        layer, how, partner = reader.layer, reader.patches, reader.landing.partner
+        rng = np.random.default_rng((self._seed, layer.index))
+        groups = len(layer.x)
+        wanted = self.effort.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
+        names = [reader.y] if partner is None else [reader.y, partner]
+        samples = batch_size(self.data, self.channels.model)
+        for batch in self._walk.taps(names):
+            y = batch[reader.y]
+            places = how.places(y, max(1, round(wanted * samples)), rng)
+            other = None if partner is None else how.targets(batch[partner], places, groups)
+            yield Target(places, y.shape[2:], how.targets(y, places, groups), other)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A layer in the cut model.
+
+    Attributes:
+        reader: the layer in the original.
+        node: its place in the cut model.
+        groups: which groups are left.
+        inputs: which inputs are left, (groups left, inputs left).
+        outputs: which outputs are left, (groups left, outputs left).
+        bias: where a number can be added to each output.
+    """
+
+    reader: Reader
+    node: int
+    groups: Indices
+    inputs: Indices
+    outputs: Indices
+    bias: Place | None
+
+    @property
+    def weight(self) -> Place:
+        """Where its weight is read."""
+        return self.node, 1
+
+    def kept(self, values: Array) -> Array:
+        """Take what is left of values (groups, rows, outputs)."""
+        return np.take_along_axis(values[self.groups], self.outputs[:, None, :], axis=2)
+
+    def per_output(self, values: Floats) -> Floats:
+        """Take what is left of one number for each output: (groups left, 1, outputs left)."""
+        whole = values.reshape(self.reader.layer.y.shape)
+        return np.take_along_axis(whole[self.groups], self.outputs, axis=1)[:, None, :]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether some of its inputs are gone."""
+        return bool(self.inputs.shape[1] < self.reader.layer.x.shape[1])
+
+
+def find_seats(channels: Channels, readers: Sequence[Reader], keep: Mask, cut: ModelProto) -> list[Seat]:
+    """Find the layers of a cut model, in order; those that lost all their inputs or outputs are left out."""
+    makers = {name: index for index, node in enumerate(cut.graph.node) for name in node.output if name}
+    nodes = channels.model.graph.nodes
+    seats = []
+    for reader in readers:
+        layer = reader.layer
+        groups = np.flatnonzero(keep[layer.y].any(axis=1))
+        inputs = np.asarray([np.flatnonzero(keep[layer.x[group]]) for group in groups])
+        outputs = np.asarray([np.flatnonzero(keep[layer.y[group]]) for group in groups])
+        if reader.y not in makers or not inputs.size or not outputs.size:
+            continue
+        place = reader.landing.bias
+        home = None if place is None else makers.get(nodes[place[0]].outputs[0].name)
+        bias = None if place is None or home is None else (home, place[1])
+        seats.append(Seat(reader, makers[reader.y], groups, inputs, outputs, bias))
+    return seats
+
+
+class Repair:
+    """One repair in progress.
+
+    Args:
+        original: what layers should answer.
+        plan: what was cut.
+        cut: the cut model; it stays as it is.
+        progress: told which layer it is at.
+    """
+
+    def __init__(self, original: Original, plan: Plan, cut: ModelProto, progress: Progress | None = None) -> None:
+        channels = original.channels
+        self.original = original
+        self.keep = kept_atoms(channels, plan)
+        self.numbers = Numbers(cut, channels.model.folder)
+        self.seats = find_seats(channels, original.readers, self.keep, cut)
+        self.walk = original.walk(self.numbers.proto)
+        self.progress = progress or Quiet()
+
+    def least_squares(self) -> ModelProto:
+        """Fit each layer to what it answered in the original."""
+        changed = len(self.seats) < len(self.original.readers)
+        for number, seat in enumerate(self.seats):
+            self.progress.step(number, len(self.seats))
+            changed = changed or seat.is_cut
+            if changed:  # what comes before the first cut answers as it did
+                self.walk.advance(seat.node)
+                self._fit(seat)
+        return self.numbers.proto
+
+    def match_moments(self) -> ModelProto:
+        """Estimate BatchNormalization anew, and give every other layer's outputs the mean and spread they had."""
+        norms = dict(self._norms())
+        seats = {seat.node: seat for seat in self.seats}
+        for number, index in enumerate(sorted({*norms, *seats})):
+            self.progress.step(number, len(norms) + len(seats))
+            self.walk.advance(index)
+            if index in norms:
+                self._estimate(index)
+            elif not self._is_normalised(index):
+                self._match(seats[index])
+        return self.numbers.proto
+
+    def _norms(self) -> Iterator[tuple[int, str]]:
+        """List the BatchNormalization nodes whose mean and variance are their own."""
+        for index, node in enumerate(self.numbers.proto.graph.node):
+            places = [(index, position) for position in (3, 4)]
+            if node.op_type == "BatchNormalization" and all(self.numbers.tensor(p) is not None for p in places):
+                yield index, node.input[0]
+
+    def _is_normalised(self, index: int) -> bool:
+        """Tell whether a BatchNormalization reads what a layer puts out."""
+        name = self.numbers.proto.graph.node[index].output[0]
+        return any(read == name for _, read in self._norms())
+
+    def _estimate(self, index: int) -> None:
+        """Set mean and variance of a BatchNormalization to what arrives."""
+        name = self.numbers.proto.graph.node[index].input[0]
+        rows, sums, squares = 0, np.zeros(1), np.zeros(1)
+        for batch in self.walk.taps([name]):
+            x = np.moveaxis(batch[name], 1, 0).reshape(batch[name].shape[1], -1).astype(np.float64)
+            rows, sums, squares = rows + x.shape[1], sums + x.sum(1), squares + (x**2).sum(1)
+        mean = sums / max(rows, 1)
+        for position, values in ((3, mean), (4, np.maximum(squares / max(rows, 1) - mean**2, 0))):
+            before = self.numbers.get((index, position))
+            assert before is not None
+            self.numbers.set((index, position), values.astype(before.dtype))
+
+    def _match(self, seat: Seat) -> None:
+        """Scale and shift the outputs of a layer to the mean and spread they had."""
+        weight = self.numbers.get(seat.weight)
+        if weight is None:
+            return
+        how, name = seat.reader.patches, seat.reader.y
+        sums = np.zeros((5, len(seat.groups), seat.outputs.shape[1]))  # ours and theirs, plain and squared; rows
+        for target, batch in zip(self.original.targets(seat.reader), self.walk.taps([name]), strict=True):
+            ours = how.targets(batch[name], target.places, len(seat.groups)).astype(np.float64)
+            theirs = seat.kept(target.y).astype(np.float64)
+            parts = (ours.sum(1), (ours**2).sum(1), theirs.sum(1), (theirs**2).sum(1), ours.shape[1])
+            for total, part in zip(sums, parts, strict=True):
+                total += part
+        mean, square, wanted_mean, wanted_square = sums[:4] / np.maximum(sums[4], 1)
+        spread = np.sqrt(np.maximum(square - mean**2, 0))
+        wanted = np.sqrt(np.maximum(wanted_square - wanted_mean**2, 0))
+        scale = np.clip(np.where(spread > 1e-6 * wanted, wanted / np.maximum(spread, 1e-30), 1), 0, STRETCH)
+        own = scale if seat.bias is not None and seat.bias[0] == seat.node else np.ones_like(scale)
+        offset = wanted_mean - scale * mean
+        values = self._weight(seat)
+        assert values is not None
+        scaled = seat.reader.layer.layout(values * scale[:, :, None, None], weight.shape)
+        self.numbers.set(seat.weight, scaled.astype(weight.dtype))
+        if seat.bias is not None:
+            bias = self.numbers.get(seat.bias)
+            assert bias is not None
+            # y = scale * (sum + bias) + offset: the layer's own bias is scaled with the rest
+            self.numbers.set(seat.bias, (bias.astype(np.float64) * own.reshape(bias.shape)).astype(bias.dtype))
+            add_to_bias(seat, offset, self.numbers)
+
+    def _fit(self, seat: Seat) -> None:
+        weight = self._weight(seat)
+        if weight is None:
+            return
+        groups, outputs, inputs, kernel = weight.shape
+        slope = weight.reshape(groups, outputs, -1).swapaxes(1, 2).astype(np.float32) * np.float32(
+            seat.reader.layer.scale
+        )
+        seen = Moments(groups, inputs * kernel, outputs)
+        unseen = Moments(groups, inputs * kernel, outputs)
+        for number, (x, missing) in enumerate(self._rows(seat, slope)):
+            add_split(seen, unseen, x, missing, number)
+        found = best_fit(seen, unseen, seat.bias is not None)
+        if found is not None:
+            write(seat, found, self.numbers)
+
+    def _rows(self, seat: Seat, slope: Array) -> Iterator[tuple[Array, Array]]:
+        """Give rows of the input as it arrives, and what the layer's answer to them lacks, both per group."""
+        reader, groups = seat.reader, len(seat.groups)
+        how, partner = reader.patches, reader.landing.partner
+        if partner is not None and partner not in self.walk.live(seat.node) and partner != reader.x:
+            partner = None  # it is computed later, from layers that are not repaired yet
+        names = [reader.x] if partner is None else [reader.x, partner]
+        bias = self._own_bias(seat)
+        gain = seat.per_output(reader.landing.gain)
+        gain = np.where(np.abs(gain) > 1e-6, gain, np.inf)
+        for target, batch in zip(self.original.targets(reader), self.walk.taps(names), strict=True):
+            x = how.rows(batch[reader.x], target.sizes, target.places, groups)
+            missing = seat.kept(target.y) - x @ slope - bias
+            if partner is not None and target.partner is not None:
+                lacks = seat.kept(target.partner) - how.targets(batch[partner], target.places, groups)
+                missing = missing + (lacks / gain).astype(lacks.dtype)
+            yield x, missing
+
+    def _own_bias(self, seat: Seat) -> Array:
+        """Give what the layer itself adds to its outputs, (groups, 1, outputs)."""
+        layer, none = seat.reader.layer, np.zeros(1, np.float32)
+        bias = None if len(self.numbers.proto.graph.node[seat.node].input) < 3 else self.numbers.get((seat.node, 2))
+        values = none if bias is None else bias.reshape(-1) * layer.beta
+        return np.broadcast_to(values, seat.outputs.size).reshape(len(seat.groups), 1, -1).astype(np.float32)
+
+    def _weight(self, seat: Seat) -> Array | None:
+        """Read a weight of the cut model as (groups, outputs, inputs, kernel)."""
+        values = self.numbers.get(seat.weight)
+        if values is None:
+            return None
+        groups, inputs = seat.inputs.shape
+        outputs = seat.outputs.shape[1]
+        if values.ndim < 3:
+            return (values if seat.reader.layer.outputs_first else values.T)[None, :, :, None]
+        if seat.reader.layer.outputs_first:
+            return values.reshape(groups, outputs, inputs, -1)
+        return values.reshape(groups, inputs, outputs, -1).swapaxes(1, 2)
+
+
+def write(seat: Seat, found: Fit, numbers: Numbers) -> None:
+    """Add to the weight and the bias of a layer what was fitted."""
+    layer = seat.reader.layer
+    weight = numbers.get(seat.weight)
+    assert weight is not None
+    groups, inputs = seat.inputs.shape
+    slope = found.slope.swapaxes(1, 2).reshape(groups, seat.outputs.shape[1], inputs, -1)
+    added = layer.layout(slope / layer.scale, weight.shape)
+    numbers.set(seat.weight, (weight.astype(np.float64) + added).astype(weight.dtype))
+    add_to_bias(seat, found.offset, numbers)
+
+
+def add_to_bias(seat: Seat, offset: Floats, numbers: Numbers) -> None:
+    """Add a number to each output of a layer, (groups, outputs), where there is a place for it."""
+    bias = None if seat.bias is None else numbers.get(seat.bias)
+    if seat.bias is None or bias is None:
+        return
+    landing, layer = seat.reader.landing, seat.reader.layer
+    added = (offset * seat.per_output(landing.bias_gain)[:, 0]).reshape(bias.shape)
+    added = added / (layer.beta if landing.bias is not None and landing.bias[0] == layer.index else 1)
+    numbers.set(seat.bias, (bias.astype(np.float64) + added).astype(bias.dtype))
+
+
+def stand_in(statistics: Statistics, plan: Plan, cut: ModelProto) -> ModelProto:
+    """Let the inputs that each layer keeps stand in for those it lost, as they were in the original.
+
+    No model runs: what the inputs have in common is known from statistics. Errors that arrive from earlier layers are
+    not made up for; see `Repair.least_squares`.
+    """
+    channels = statistics.channels
+    numbers = Numbers(cut, channels.model.folder)
+    for seat in find_seats(channels, statistics.readers, kept_atoms(channels, plan), cut):
+        if seat.is_cut:
+            _stand_in(statistics.inputs(seat.reader), seat, numbers)
+    return numbers.proto
+
+
+def _stand_in(inputs: Inputs, seat: Seat, numbers: Numbers) -> None:
+    layer = seat.reader.layer
+    kernel = layer.weight.shape[-1]
+    shape = (len(seat.groups), seat.inputs.shape[1] * kernel, seat.outputs.shape[1])
+    slope, offset = np.zeros(shape), np.zeros((shape[0], shape[2]))
+    covariances = inputs.regular()
+    for row, group in enumerate(seat.groups):
+        is_kept = np.repeat(np.isin(np.arange(layer.x.shape[1]), seat.inputs[row]), kernel)
+        weight = layer.weight[group].transpose(1, 2, 0).reshape(len(is_kept), -1)[:, seat.outputs[row]]
+        mean = inputs.mean[group]
+        kept_before = 0
+        for block, covariance in enumerate(covariances[group]):
+            part = slice(block * inputs.block, (block + 1) * inputs.block)
+            kept, gone = np.flatnonzero(is_kept[part]), np.flatnonzero(~is_kept[part])
+            if len(kept) and len(gone):
+                ours = covariance[np.ix_(kept, kept)]
+                theirs = covariance[np.ix_(kept, gone)] @ weight[part][gone]
+                slope[row, kept_before : kept_before + len(kept)] = np.linalg.solve(ours, theirs)
+            kept_before += len(kept)
+        offset[row] = mean[~is_kept] @ weight[~is_kept] - mean[is_kept] @ slope[row]
+    if seat.bias is None:  # nowhere to put it
+        offset[:] = 0
+    write(seat, Fit(slope * layer.scale, offset * layer.scale), numbers)
+
+
+def add_split(seen: Moments, unseen: Moments, x: Array, r: Array, batch: int) -> None:
+    """Add most samples of a batch to what a fit sees and the last of them, or of few every fifth batch, to the rest."""
+    rows = x.shape[1]
+    if rows < UNSEEN:
+        (unseen if batch % UNSEEN == UNSEEN - 1 else seen).add(x, r)
+        return
+    end = rows - rows // UNSEEN
+    seen.add(x[:, :end], r[:, :end])
+    unseen.add(x[:, end:], r[:, end:])

@@ -1,0 +1,127 @@
+"""Channels leave one step at a time, that step first which adds the least error for what it saves.
+
+The error that a channel adds comes from the criterion, which measures it where the channel is read. What that means for
+the model's answers differs from place to place. With data, each group is cut alone to measure it; several weightings of
+both measures give a plan each, and the plan whose repaired model answers best wins.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.plan import Plan
+from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.search import Progress, SearchSettings
+
+PROBE = 0.5  # of a group that is cut to measure what its errors mean for the answers
+POWERS = (0.0, 0.5, 1.0)  # how far these measures are trusted
+
+
+def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
+    """Descend from the whole model to the targets, in several ways where there is data to choose between them."""
+    if problem.judging is None:
+        plan = problem.plan(descend(problem, np.ones(len(problem.widths))))
+        progress(1, 1)
+        return plan
+    scales = [np.ones(len(problem.widths)), by_kind(problem)]
+    if settings.budget > len(problem.widths):
+        measured = sensitivities(problem, progress)
+        scales += [measured**power for power in POWERS[1:]]
+    found: dict[bytes, Plan] = {}
+    for scale in scales:
+        counts = descend(problem, scale)
+        found.setdefault(counts.tobytes(), problem.plan(counts))
+    plans = list(found.values())[: settings.budget]
+    scores = problem.scores(plans)
+    return plans[int(np.argmax(scores))]
+
+
+def sensitivities(problem: Problem, progress: Progress) -> Floats:
+    """Measure for each group what an error where it is read means for the model's answers.
+
+    Returns:
+        Error of the answers for an error of 1, relative to the median group; (groups,).
+    """
+    assert problem.judging is not None
+    ratios = np.full(len(problem.widths), np.nan)
+    for group, width in enumerate(problem.widths):
+        counts = problem.most.copy()
+        counts[group] = max(round(width * (1 - PROBE)), problem.least[group], 1)
+        added = np.sort(problem.importance[group])[: width - counts[group]].sum()
+        if counts[group] < problem.most[group] and added > 0:
+            error = problem.judging.errors([problem.plan(counts)], local=True)[0]
+            ratios[group] = max(error, 0) / added
+        progress(group + 1, len(problem.widths))
+    finite = ratios[np.isfinite(ratios) & (ratios > 0)]
+    middle = float(np.median(finite)) if len(finite) else 1.0
+    return np.clip(np.nan_to_num(ratios / middle, nan=1.0, posinf=1e4), 1e-4, 1e4)
+
+
+def by_kind(problem: Problem) -> Floats:
+    """Scale errors so that groups of each kind add as much for what they save as those of the others.
+
+    Kinds are groups that the same operators touch in the same way, such as the heads of all blocks of a transformer;
+    errors of unlike places need not compare (isomorphic pruning, Fang et al., 2024).
+    """
+    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, group in enumerate(problem.channels.groups):
+        kinds[group.width, tuple(sorted(group.multiplicity.tolist()))].append(position)
+    saved = problem.saved_by_all()
+    scale = np.ones(len(problem.widths))
+    for members in kinds.values():
+        error = sum(float(problem.importance[m].sum()) for m in members)
+        scale[members] = sum(float(saved[m]) for m in members) / max(error, 1e-30)
+    return scale / max(float(np.median(scale)), 1e-30)
+
+
+def descend(problem: Problem, scale: Floats) -> Counts:
+    """Take steps away until the targets are met, then give back what there is room for.
+
+    Args:
+        problem: what to solve.
+        scale: what the errors of each group are multiplied by.
+
+    Raises:
+        TargetError: the targets cannot be met.
+    """
+    problem.check_reachable()
+    kept = [
+        np.concatenate([[0.0], np.cumsum(np.sort(w)[::-1])]) * s for w, s in zip(problem.importance, scale, strict=True)
+    ]
+    counts = problem.most.copy()
+    while not problem.meets(counts)[0]:
+        groups, rows = _steps(problem, counts, problem.steps, up=False)
+        saved = problem.saved(counts, rows)
+        error = np.asarray([kept[g][counts[g]] - kept[g][row[g]] for g, row in zip(groups, rows, strict=True)])
+        counts = rows[_cheapest(error, saved)]
+    for steps in (problem.steps, problem.fine):
+        while steps is not None:
+            groups, rows = _steps(problem, counts, steps, up=True)
+            fits = problem.meets(rows) if len(rows) else np.zeros(0, bool)
+            more = [kept[g][row[g]] - kept[g][counts[g]] for g, row in zip(groups, rows, strict=True)]
+            gained = np.where(fits, np.asarray(more), -np.inf)
+            if not fits.any() or gained.max() <= 0:
+                break
+            counts = rows[int(np.argmax(gained))]
+    return counts
+
+
+def _cheapest(error: Floats, saved: Floats) -> int:
+    """Choose the step with the least error for what it saves; one that saves nothing only where all do."""
+    ratio = np.where(saved > 0, error / np.maximum(saved, 1e-30), np.inf)
+    return int(np.argmin(ratio)) if np.isfinite(ratio).any() else int(np.argmin(error))
+
+
+def _steps(problem: Problem, counts: Counts, steps: Counts, up: bool) -> tuple[npt.NDArray[np.int64], Counts]:
+    """List the plans that differ from one in a single group, by a step to its next width: (groups), (plans, groups)."""
+    moved = (counts // steps + 1) * steps if up else (-(-counts // steps) - 1) * steps
+    moved = np.clip(moved, problem.least, problem.most)
+    groups = np.flatnonzero(moved != counts)
+    rows = np.tile(counts, (len(groups), 1))
+    rows[np.arange(len(groups)), groups] = moved[groups]
+    if problem.depth is not None:
+        rows = np.asarray([problem.depth.closed(row) for row in rows]).reshape(rows.shape)
+    return groups, rows

@@ -1,0 +1,361 @@
+"""Compression that looks at data, from end to end: ranked, searched, repaired, and reported on samples held out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cli_nets import CLASSES, IMAGE, Array, Draft, convs, dense, run, write
+from onnx import ModelProto
+
+import onnxprune
+from onnxprune import CompressSettings, attempt, finish, runtime
+from onnxprune.errors import InputError
+from onnxprune.evaluation import Scores
+from onnxprune.finish import points_lost
+from onnxprune.problem import FINE, Align
+from onnxprune.reporting import Report
+
+SAMPLES = 300
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def images(count: int = SAMPLES) -> Array:
+    return np.random.default_rng(1).standard_normal((count, *IMAGE)).astype(np.float32)
+
+
+def vectors(count: int = SAMPLES) -> Array:
+    return np.random.default_rng(1).standard_normal((count, 20)).astype(np.float32)
+
+
+def give(model: ModelProto, x: Array, labels: bool = True) -> None:
+    """Write model.onnx and data.npz, with the labels that the model itself gives or without."""
+    write(model, Path("model.onnx"))
+    arrays = {"x": x}
+    if labels:
+        arrays["y"] = runtime.evaluate(model, {model.graph.input[0].name: x})[0].argmax(axis=1)
+    np.savez("data.npz", **arrays)
+
+
+def compress(out: str = "small.onnx", dry_run: bool = False, **asked: Any) -> Report:
+    if "max_drop" not in asked:
+        asked.setdefault("targets", {"macs": "0.5"})
+    settings = CompressSettings(**{"align": 4, "budget": 8, **asked})
+    return onnxprune.compress(Path("model.onnx"), Path(out), settings, data="data.npz", force=True, dry_run=dry_run)
+
+
+def judged(file: str, report: Report, part: str) -> Scores:
+    """Compare a file with the original on one part of the data."""
+    chosen = report.data["parts"][part]["indices"]
+    with np.load("data.npz") as arrays:
+        np.savez("part.npz", **{name: values[chosen] for name, values in arrays.items()})
+    return onnxprune.evaluate(Path(file), "part.npz", reference=Path("model.onnx"))
+
+
+def weights(file: str) -> dict[str, Array]:
+    return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer}
+
+
+# ---- three numbers
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
+def test_three_stages_are_reported_and_the_repair_is_worth_it(folder: Path, labels: bool) -> None:
+    give(convs(), images(), labels)
+    report = compress()
+    onnxprune.apply(Path("model.onnx"), Path("small.plan.json"), Path("cut.onnx"))
+    assert [stage["name"] for stage in report.stages] == ["original", "cut", "repair"]
+    assert judged("small.onnx", report, "search").error < 0.1 * judged("cut.onnx", report, "search").error
+    held = [judged(file, report, "holdout") for file in ("model.onnx", "cut.onnx", "small.onnx")]
+    for stage, scores in zip(report.stages[1:], held[1:], strict=True):
+        assert stage["kl"] == pytest.approx(scores.kl, rel=1e-3)
+        assert stage["agreement"] == scores.agreement
+    assert report.stages[2]["kl"] < 0.1 * report.stages[1]["kl"]
+    assert [stage.get("accuracy") for stage in report.stages] == [scores.top1 for scores in held]
+    assert (report.before.accuracy, report.after.accuracy) == (held[0].top1, held[2].top1)
+    assert report.before.accuracy == (1.0 if labels else None)
+
+
+def test_the_parts_of_the_data_have_no_sample_in_common(folder: Path) -> None:
+    give(convs(), images())
+    parts = compress(calibration=100).data["parts"]
+    assert {name: part["samples"] for name, part in parts.items()} == {"calibration": 100, "search": 48, "holdout": 60}
+    indices = [index for part in parts.values() for index in part["indices"]]
+    assert len(set(indices)) == len(indices) == 208
+    assert set(indices) <= set(range(SAMPLES))
+
+
+def test_labels_of_samples_that_are_not_held_out_change_nothing(folder: Path) -> None:
+    """Repair needs no labels: with wrong ones it does the same."""
+    give(convs(), images())
+    report = compress("right.onnx")
+    with np.load("data.npz") as arrays:
+        x, y = arrays["x"], arrays["y"].copy()
+    y[report.data["parts"]["calibration"]["indices"]] = 3
+    np.savez("data.npz", x=x, y=y)
+    compress("wrong.onnx")
+    assert Path("right.onnx").read_bytes() == Path("wrong.onnx").read_bytes()
+
+
+def test_the_same_run_again_writes_the_same_bytes(folder: Path) -> None:
+    give(convs(), images())
+    for name in ("one.onnx", "two.onnx"):
+        compress(name)
+    assert Path("one.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+def test_the_plan_holds_the_settings_that_were_chosen(folder: Path) -> None:
+    give(convs(), images())
+    compress()
+    asked = json.loads(Path("small.plan.json").read_text())["settings"]
+    assert (asked["search"], asked["criterion"], asked["repair"]) == ("greedy", "obs", "least_squares")
+    assert (asked["calibration"], asked["max_drop"], asked["workers"]) == (2048, None, 1)
+
+
+# ---- repair
+
+
+def test_apply_repeats_the_cut_before_its_repair_bit_for_bit(folder: Path) -> None:
+    give(convs(), images())
+    bare = compress("bare.onnx", search="uniform", repair="none")
+    report = compress("small.onnx", search="uniform")
+    onnxprune.apply(Path("model.onnx"), Path("small.plan.json"), Path("again.onnx"))
+    assert Path("again.onnx").read_bytes() == Path("bare.onnx").read_bytes() != Path("small.onnx").read_bytes()
+    assert [stage["name"] for stage in bare.stages] == ["original", "cut"]
+    assert bare.stages[1] == report.stages[1]
+    assert "repaired" not in bare.checks
+    assert "repaired" in report.checks
+
+
+def test_a_repair_changes_numbers_only(folder: Path) -> None:
+    give(convs(), images())
+    compress()
+    onnxprune.apply(Path("model.onnx"), Path("small.plan.json"), Path("cut.onnx"))
+    cut, repaired = onnx.load("cut.onnx"), onnx.load("small.onnx")
+    assert [n.op_type for n in cut.graph.node] == [n.op_type for n in repaired.graph.node]
+    shapes = [{name: (v.shape, v.dtype) for name, v in weights(f).items()} for f in ("cut.onnx", "small.onnx")]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("repair", ["least_squares", "bn"])
+def test_every_repair_lowers_the_error(folder: Path, repair: str) -> None:
+    give(convs(), images())
+    report = compress(repair=repair)
+    assert report.stages[2]["kl"] < 0.5 * report.stages[1]["kl"]
+
+
+def test_a_repair_that_answers_worse_is_not_kept_and_that_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(original: Any, plan: Any, smaller: ModelProto, *_: Any) -> ModelProto:
+        made = ModelProto()
+        made.CopyFrom(smaller)
+        for tensor in made.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(values), tensor.name))
+        return made
+
+    monkeypatch.setattr(finish, "repaired", spoiled)
+    give(convs(), images())
+    report = compress()
+    onnxprune.apply(Path("model.onnx"), Path("small.plan.json"), Path("cut.onnx"))
+    assert Path("cut.onnx").read_bytes() == Path("small.onnx").read_bytes()
+    assert {**report.stages[1], "name": "repair"} == report.stages[2]
+    assert any("the cut is left as it is" in note for note in report.notes)
+
+
+def test_a_target_that_nothing_must_be_cut_for_leaves_the_model_as_it_was(folder: Path) -> None:
+    give(convs(), images())
+    report = compress(targets={"macs": "1"})
+    assert Path("small.onnx").read_bytes() == Path("model.onnx").read_bytes()
+    assert report.stages[2]["agreement"] == 1
+    assert not report.notes
+
+
+# ---- criteria and searches
+
+
+@pytest.mark.parametrize("criterion", ["activation", "fpgm", "l1", "obs", "random"])
+@pytest.mark.parametrize("search", ["greedy", "random", "uniform"])
+def test_every_criterion_and_search_works_with_data(folder: Path, criterion: str, search: str) -> None:
+    give(dense(), vectors())
+    report = compress(criterion=criterion, search=search)
+    assert report.after.macs <= 0.5 * report.before.macs
+    assert report.score is not None
+    assert report.score <= 0
+    assert report.stages[2]["kl"] < report.stages[1]["kl"]
+
+
+def test_a_dry_run_looks_at_the_data_and_foretells_the_plan(folder: Path) -> None:
+    give(convs(), images())
+    report = compress(dry_run=True)
+    assert sorted(file.name for file in folder.iterdir()) == ["data.npz", "model.onnx"]
+    assert report.groups == compress().groups
+
+
+# ---- models of other kinds
+
+
+def segmenter() -> ModelProto:
+    draft = Draft()
+    x = draft.relu("relu1", draft.conv("conv1", "image", 3, 16))
+    x = draft.relu("relu2", draft.conv("conv2", x, 16, 24))
+    draft.nodes.append(onnx.helper.make_node("Conv", [x, draft.weight("w", 4, 24, 1, 1)], ["map"], name="last"))
+    return draft.model([("image", ("N", *IMAGE))], [("map", ("N", 4, *IMAGE[1:]))])
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_drop": 60.0}], ids=["target", "largest drop"])
+def test_a_model_that_does_not_classify_is_repaired_by_its_distance(folder: Path, asked: dict[str, Any]) -> None:
+    give(segmenter(), images(), labels=False)
+    report = compress(**asked)
+    assert [set(stage) for stage in report.stages[1:]] == [{"name", "samples", "distance"}] * 2
+    assert report.stages[2]["distance"] < report.stages[1]["distance"]
+    assert report.after.macs < report.before.macs
+    assert judged("small.onnx", report, "holdout").distance == pytest.approx(report.stages[2]["distance"], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_model_of_a_fixed_batch_is_repaired(folder: Path, batch: int) -> None:
+    model = convs()
+    give(model, images(203))
+    write(convs(batch=batch), Path("model.onnx"))
+    report = compress()
+    assert report.stages[0] == {"name": "original", "samples": 40, "accuracy": 1.0, "top5": 1.0}
+    assert report.stages[2]["kl"] < 0.1 * report.stages[1]["kl"]
+
+
+def test_a_fixed_batch_with_fewer_samples_to_calibrate_with_is_refused(folder: Path) -> None:
+    give(convs(), images(40))
+    write(convs(batch=32), Path("model.onnx"))
+    with pytest.raises(InputError, match="26 of its samples are to calibrate with, and the model takes 32 at once"):
+        compress()
+
+
+def test_half_precision_is_repaired_and_stays_half(folder: Path) -> None:
+    give(convs(dtype=np.float16), images().astype(np.float16))
+    report = compress()
+    assert {values.dtype for values in weights("small.onnx").values()} == {np.dtype(np.float16)}
+    assert report.stages[2]["kl"] < 0.1 * report.stages[1]["kl"]
+
+
+def test_three_samples_are_enough_to_run_and_two_are_refused(folder: Path) -> None:
+    give(convs(), images(3))
+    parts = compress().data["parts"]
+    assert [part["samples"] for part in parts.values()] == [1, 1, 1]
+    give(convs(), images(2))
+    with pytest.raises(InputError, match="too few samples"):
+        compress()
+
+
+def test_wrong_labels_are_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(convs(), images(), labels=False)
+    y = np.zeros(SAMPLES, np.int64)
+    y[17] = CLASSES
+    np.savez("data.npz", x=images(), y=y)
+    monkeypatch.setattr("onnxprune.prepare.collect", lambda *_: pytest.fail("statistics were collected"))
+    with pytest.raises(InputError, match=f"class {CLASSES} "):
+        compress()
+
+
+# ---- the smallest model within a drop
+
+
+def trials(out: str) -> list[tuple[float, float]]:
+    """The share of the FLOPs and the points lost of each trial."""
+    found = re.findall(r"trial \d of 7: ([\d.]+)% of the FLOPs kept, (-?[\d.]+) points lost", out)
+    return [(float(share), float(lost)) for share, lost in found]
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
+def test_the_smallest_model_within_a_drop_is_found(folder: Path, labels: bool) -> None:
+    give(dense(), vectors(600), labels)
+    options = ("--data", "data.npz", "-o", "small.onnx", "--align", 1, "--budget", 4)
+    outcome = run("compress", "model.onnx", "--max-drop", 10, *options)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(Path("small.report.json").read_text())
+    name = "accuracy" if labels else "agreement"
+    lost = 100 * (1 - report["stages"][2][name])
+    assert report["target"]["max_drop"] == {"asked": "10.0", "limit": 10.0, "reached": pytest.approx(lost)}
+    assert 0 <= lost <= 10
+    kept = 100 * report["after"]["macs"] / report["before"]["macs"]
+    tried = trials(outcome.out)
+    within, beyond = [share for share, drop in tried if drop <= 10], [share for share, drop in tried if drop > 10]
+    assert min(within) == pytest.approx(kept, abs=0.06)
+    assert max(beyond) < kept < max(beyond) + 2  # percent: what seven halvings leave of the whole
+    assert kept < 80
+
+
+def test_where_every_cut_loses_too_much_the_model_stays_and_that_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(dense(), vectors())
+    monkeypatch.setattr(finish.Finish, "drop", lambda *_: 0.5)
+    report = compress(max_drop=0.0)
+    assert report.after.macs == report.before.macs
+    assert any("every cut that was tried loses more than 0 points" in note for note in report.notes)
+    assert report.target["max_drop"]["reached"] == 0
+
+
+def test_shares_that_cannot_be_reached_are_passed_over(folder: Path) -> None:
+    give(dense(), vectors())
+    report = compress(max_drop=99.0, min_keep=30)
+    assert all(group["kept"] >= 30 for group in report.groups)
+    assert report.after.macs < 0.6 * report.before.macs
+
+
+@pytest.mark.parametrize(("lost", "multiple"), [(50.0, 8), (50.1, 1)])
+def test_coarser_widths_are_taken_for_their_speed_only_within_the_drop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lost: float, multiple: int
+) -> None:
+    give(dense(), vectors())
+    monkeypatch.setattr(attempt, "ALIGNMENTS", (Align(1), Align(8, rest=FINE)))
+    monkeypatch.setattr(attempt.Attempt, "lags", True)
+    monkeypatch.setattr(attempt.Attempt, "is_faster_than", lambda self, other: True)
+    monkeypatch.setattr(attempt, "MOST_WORSE", 1000)
+    monkeypatch.setattr("onnxprune.pipeline.smallest_within", lambda *_: {"macs": "0.5"})
+    monkeypatch.setattr(finish.Finish, "drop", lambda *_: lost)
+    assert compress(align=None, max_drop=50.0).settings["align"]["multiple"] == multiple
+
+
+@pytest.mark.parametrize(
+    ("original", "found", "points"),
+    [
+        ({"accuracy": 0.75}, {"accuracy": 0.5, "agreement": 0.9, "distance": 0.1}, 25),
+        ({"accuracy": 0.5}, {"accuracy": 0.75, "agreement": 0.9, "distance": 0.1}, -25),
+        ({}, {"agreement": 0.75, "distance": 0.1}, 25),
+        ({}, {"distance": 0.25}, 25),
+        ({}, {"distance": None}, np.inf),
+    ],
+)
+def test_points_are_of_accuracy_else_of_agreement_else_of_distance(
+    original: dict[str, float], found: dict[str, float], points: float
+) -> None:
+    assert points_lost(original, found) == points
+
+
+def test_answers_that_are_not_finite_are_told_in_plain_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    def judge(self: Any, candidate: ModelProto, folder: Path | None = None) -> Scores:
+        return Scores(60, 0.1, 0.5, 0.1, np.inf, np.inf)
+
+    give(convs(), images())
+    monkeypatch.setattr("onnxprune.evaluation.Judge.judge", judge)
+    options = ("--flops", 0.5, "--data", "data.npz", "-o", "small.onnx", "--align", 4, "--json", "result.json")
+    outcome = run("compress", "model.onnx", *options)
+    assert outcome.code == 0, outcome.err
+    assert "not finite" in outcome.out
+    for file in ("small.report.json", "small.plan.json", "result.json"):
+        content = json.loads(Path(file).read_text(), parse_constant=refuse)
+        assert file == "small.plan.json" or content["stages"][1]["kl"] is None
