@@ -40,7 +40,8 @@ class Finish:
         self._parts = prepared.parts
 
     @cached_property
-    def _original(self) -> Original:
+    def original(self) -> Original:
+        """What the layers of the original answer on the calibration samples."""
         channels = self._prepared.lossless.channels
         return Original(channels, self._parts.calibration.loaded(), seed=self._settings.seed)
 
@@ -63,7 +64,7 @@ class Finish:
         """Repair a cut model; give it back as it was where the repair answers worse on samples that it has not seen."""
         if self._settings.repair == "none":
             return smaller
-        result = repaired(self._original, plan, smaller, self._settings.repair, self._progress)
+        result = repaired(self.original, plan, smaller, self._settings.repair, self._progress)
         before, after = self._unseen.judge(smaller).error, self._unseen.judge(result).error
         return result if after <= before else smaller
 

@@ -35,11 +35,6 @@ def judge_on(channels: Channels, data: Data, label_offset: int, threads: int | N
     return Judge(model.proto, model.folder, data, batch=batch, label_offset=label_offset, threads=threads)
 
 
-def first(data: Data, most: float) -> Data:
-    """Take the first samples, but for very small numbers not fewer than `FEWEST`."""
-    return data.take(np.arange(min(len(data), max(FEWEST, round(most))))).loaded()
-
-
 class Candidates:
     """Cuts, repairs and judges plans for one model.
 
@@ -68,7 +63,8 @@ class Candidates:
         self.statistics = statistics
         self.repair = repair
         macs = float(Costs(channels).of([group.width for group in channels.groups])["macs"][0])
-        few = first(parts.calibration, min(QUICK_SAMPLES, QUICK_MACS / max(macs, 1)))
+        self._fewest = max(FEWEST, channels.model.fixed_batch(parts.search.inputs[0].name) or 1)
+        few = self._first(parts.calibration, min(QUICK_SAMPLES, QUICK_MACS / max(macs, 1)))
         self.original = Original(channels, few, QUICK, seed, threads)
         self.judge = judge_on(channels, parts.search.loaded(), label_offset, threads)
         self._few = min(LOCAL_SAMPLES, LOCAL_MACS / max(macs, 1))
@@ -98,7 +94,12 @@ class Candidates:
     @cached_property
     def _local_judge(self) -> Judge:
         """Compares on few samples: single groups are many, and what they cost shows in few."""
-        return judge_on(self.channels, first(self._parts.search, self._few), self._label_offset, self._threads)
+        few = self._first(self._parts.search, self._few)
+        return judge_on(self.channels, few, self._label_offset, self._threads)
+
+    def _first(self, data: Data, most: float) -> Data:
+        """Take the first samples; however much they cost, some are needed."""
+        return data.take(np.arange(min(len(data), max(self._fewest, round(most))))).loaded()
 
     def made(self, plan: Plan, local: bool = False) -> ModelProto:
         """Cut a plan and repair the result."""

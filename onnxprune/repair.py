@@ -17,7 +17,7 @@ from onnx import ModelProto
 from onnxprune.channels import Channels
 from onnxprune.data import Data, batch_size, feeds
 from onnxprune.linear import Floats
-from onnxprune.moments import Fit, Moments, best_fit
+from onnxprune.moments import Fit, Moments, Rows, best_fit, new_sums
 from onnxprune.numbers import Numbers, Place
 from onnxprune.ops.rule import Mask
 from onnxprune.patches import Places
@@ -143,7 +143,8 @@ class Original:
         groups = len(layer.x)
         wanted = self.effort.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
         names = [reader.y] if partner is None else [reader.y, partner]
-        samples = batch_size(self.data, self.channels.model)
+        model = self.channels.model
+        samples = model.fixed_batch(self.data.inputs[0].name) or batch_size(self.data, model)
         for batch in self._walk.taps(names):
             y = batch[reader.y]
             places = how.places(y, max(1, round(wanted * samples)), rng)
@@ -316,8 +317,8 @@ class Repair:
         slope = weight.reshape(groups, outputs, -1).swapaxes(1, 2).astype(np.float32) * np.float32(
             seat.reader.layer.scale
         )
-        seen = Moments(groups, inputs * kernel, outputs)
-        unseen = Moments(groups, inputs * kernel, outputs)
+        seen = new_sums(groups, inputs * kernel, outputs)
+        unseen = new_sums(groups, inputs * kernel, outputs)
         for number, (x, missing) in enumerate(self._rows(seat, slope)):
             add_split(seen, unseen, x, missing, number)
         found = best_fit(seen, unseen, seat.bias is not None)
@@ -425,7 +426,7 @@ def _stand_in(inputs: Inputs, seat: Seat, numbers: Numbers) -> None:
     write(seat, Fit(slope * layer.scale, offset * layer.scale), numbers)
 
 
-def add_split(seen: Moments, unseen: Moments, x: Array, r: Array, batch: int) -> None:
+def add_split(seen: Moments | Rows, unseen: Moments | Rows, x: Array, r: Array, batch: int) -> None:
     """Add most samples of a batch to what a fit sees and the last of them, or of few every fifth batch, to the rest."""
     rows = x.shape[1]
     if rows < UNSEEN:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 40, 8_000, 60_000
 HELD_BYTES = 2_000_000_000  # of sums that are held at once; more take further passes
 TAPPED = 100_000_000  # numbers in all tapped tensors of one batch
 CACHE_BYTES = 8_000_000_000  # on disk; what was made longest ago goes first
+UNFINISHED = 86_400  # seconds after which a run that has not finished writing never will
 UNIT = "unit.json"
 
 
@@ -134,6 +137,7 @@ def collect(channels: Channels, data: Data, *, seed: int = 0, progress: Progress
         scratch = Path(tempfile.mkdtemp(dir=home, prefix="new."))
     except OSError:  # nothing can be kept; the numbers lie in a folder that goes with the process
         scratch = folder = Path(tempfile.mkdtemp(prefix="onnxprune."))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         _Pass(channels, readers, data, seed, progress or Quiet()).write(scratch)
         if scratch != folder:
@@ -166,7 +170,8 @@ def _evict(home: Path, wanted: int) -> None:
     kept = sorted((f for f in home.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
     for folder in kept:
         wanted += sum(file.stat().st_size for file in folder.iterdir())
-        if wanted > CACHE_BYTES and not folder.name.startswith("new."):
+        is_new = folder.name.startswith("new.") and time.time() - folder.stat().st_mtime < UNFINISHED
+        if not is_new and (wanted > CACHE_BYTES or folder.name.startswith("new.")):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -237,7 +242,7 @@ class _Pass:
         first = {reader.rows_key: reader for reader in reversed(self.readers)}
         order = [first[key] for key in _keys(self.readers)]
         units: dict[int, float] = {}
-        start, passes = 0, list(_portions(order))
+        start, passes = 0, list(_portions(order)) if order else []
         for number, portion in enumerate(passes):
             sums = [_Sums(reader, self.channels) for reader in portion]
             units |= self._run(sums, self.readers if number == 0 else (), number, len(passes))

@@ -356,6 +356,10 @@ def test_an_unreachable_target_ends_with_three_and_names_the_lowest_and_what_is_
     assert files(folder) == before
 
 
+NAMES = {"samples": "samples", "accuracy": "top1", "top5": "top5"}
+"""What a stage of a report calls a score."""
+
+
 def write_held_out(report: Any, arrays: Any) -> None:
     """Write held.npz: the samples that a report says its answers are for."""
     held = report["data"]["parts"]["holdout"]["indices"]
@@ -371,7 +375,7 @@ def test_compress_reports_the_accuracy_of_original_cut_and_repaired_on_samples_h
     for stage, file in zip(report["stages"], ("model.onnx", "cut.onnx", "small.onnx"), strict=True):
         passed("evaluate", file, "--data", "held.npz", "--reference", "model.onnx", "--json", "scores.json")
         scores = read("scores.json")
-        assert (stage["samples"], stage["accuracy"], stage["top5"]) == (12, scores["top1"], scores["top5"])
+        assert all(stage[ours] == scores[its] for ours, its in NAMES.items())
         if file != "model.onnx":
             assert stage["agreement"] == scores["agreement"]
             assert (stage["kl"], stage["distance"]) == pytest.approx((scores["kl"], scores["distance"]), rel=1e-4)
@@ -379,7 +383,7 @@ def test_compress_reports_the_accuracy_of_original_cut_and_repaired_on_samples_h
     assert report["before"]["accuracy"] == report["stages"][0]["accuracy"]
     assert report["after"]["accuracy"] == report["stages"][2]["accuracy"]
     lines = [line.strip() for line in out.splitlines()]
-    table = lines[lines.index("Answers to 12 samples held out") :]
+    table = lines[lines.index(f"Answers to {report['stages'][0]['samples']} samples held out") :]
     assert table[2].split() == ["model", "top-1", "top-5", "agreement", "KL,", "nats", "distance"]
     assert [line.split()[0] for line in table[4:7]] == ["original", "cut", "repaired"]
 
@@ -390,7 +394,7 @@ def test_compress_reports_agreement_where_there_are_no_labels(labelled: Path) ->
     report = read("small.report.json")
     write_held_out(report, {"x": np.load("x.npy")})
     passed("evaluate", "small.onnx", "--data", "held.npz", "--reference", "model.onnx", "--json", "scores.json")
-    assert report["stages"][0] == {"name": "original", "samples": 12}
+    assert report["stages"][0] == {"name": "original", "samples": read("scores.json")["samples"]}
     assert report["stages"][2]["agreement"] == read("scores.json")["agreement"]
     assert report["after"]["accuracy"] is None
     assert f"{report['stages'][2]['agreement']:.2%}" in out
@@ -398,10 +402,12 @@ def test_compress_reports_agreement_where_there_are_no_labels(labelled: Path) ->
 
 
 def test_compress_says_which_samples_were_used_for_what(labelled: Path) -> None:
-    out = passed("compress", "model.onnx", "--flops", 0.8, "--data", "data.npz", *FIXED).out
+    out = passed("compress", "model.onnx", "--flops", 0.8, "--data", "data.npz", *FIXED, "-o", "small.onnx").out
     used = next(line for line in out.splitlines() if line.startswith("samples of data.npz: "))
-    for words in ("12 held out", "9 to choose between candidates", "39 for statistics and repair"):
-        assert words in used
+    parts = read("small.report.json")["data"]["parts"]
+    assert sum(len(part["indices"]) for part in parts.values()) == 60
+    for name, words in (("calibration", "for statistics and repair"), ("search", "to choose"), ("holdout", "held out")):
+        assert f"{len(parts[name]['indices'])} {words}" in used
 
 
 def test_compress_works_on_a_zoo_network(folder: Path) -> None:

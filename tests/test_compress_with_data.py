@@ -89,9 +89,11 @@ def test_three_stages_are_reported_and_the_repair_is_worth_it(folder: Path, labe
 def test_the_parts_of_the_data_have_no_sample_in_common(folder: Path) -> None:
     give(convs(), images())
     parts = compress(calibration=100).data["parts"]
-    assert {name: part["samples"] for name, part in parts.items()} == {"calibration": 100, "search": 48, "holdout": 60}
+    assert set(parts) == {"calibration", "search", "holdout"}
+    assert parts["calibration"]["samples"] == 100
+    assert all(part["samples"] == len(part["indices"]) > 20 for part in parts.values())
     indices = [index for part in parts.values() for index in part["indices"]]
-    assert len(set(indices)) == len(indices) == 208
+    assert len(set(indices)) == len(indices)
     assert set(indices) <= set(range(SAMPLES))
 
 
@@ -230,14 +232,16 @@ def test_a_model_of_a_fixed_batch_is_repaired(folder: Path, batch: int) -> None:
     give(model, images(203))
     write(convs(batch=batch), Path("model.onnx"))
     report = compress()
-    assert report.stages[0] == {"name": "original", "samples": 40, "accuracy": 1.0, "top5": 1.0}
+    held = report.data["parts"]["holdout"]["samples"]
+    assert held % 8 > 0
+    assert report.stages[0] == {"name": "original", "samples": held, "accuracy": 1.0, "top5": 1.0}
     assert report.stages[2]["kl"] < 0.1 * report.stages[1]["kl"]
 
 
 def test_a_fixed_batch_with_fewer_samples_to_calibrate_with_is_refused(folder: Path) -> None:
     give(convs(), images(40))
     write(convs(batch=32), Path("model.onnx"))
-    with pytest.raises(InputError, match="26 of its samples are to calibrate with, and the model takes 32 at once"):
+    with pytest.raises(InputError, match=r"\d+ of its samples are to calibrate with, and the model takes 32 at once"):
         compress()
 
 
@@ -322,7 +326,7 @@ def test_coarser_widths_are_taken_for_their_speed_only_within_the_drop(
     monkeypatch.setattr(attempt.Attempt, "lags", True)
     monkeypatch.setattr(attempt.Attempt, "is_faster_than", lambda self, other: True)
     monkeypatch.setattr(attempt, "MOST_WORSE", 1000)
-    monkeypatch.setattr("onnxprune.pipeline.smallest_within", lambda *_: {"macs": "0.5"})
+    monkeypatch.setattr("onnxprune.pipeline.smallest_within", lambda *_: {"macs": "0.53"})
     monkeypatch.setattr(finish.Finish, "drop", lambda *_: lost)
     assert compress(align=None, max_drop=50.0).settings["align"]["multiple"] == multiple
 

@@ -132,7 +132,7 @@ def dense() -> ModelProto:
     flat = draft.add("Flatten", "flatten", "image")
     x = draft.relu("relu", draft.add("MatMul", "fc1", flat, draft.weight("fc1.weight", 432, 12)))
     draft.nodes.append(helper.make_node("MatMul", [x, draft.weight("fc2.weight", 12, CLASSES)], ["logits"], name="fc2"))
-    return draft.model([("image", (1, *IMAGE))], [("logits", (1, CLASSES))])
+    return draft.model([("image", ("N", *IMAGE))], [("logits", ("N", CLASSES))])
 
 
 def hidden(model: ModelProto, x: Array) -> Array:
@@ -149,7 +149,7 @@ def test_activation_is_the_energy_that_a_channel_brings_to_the_next_layer() -> N
 
 
 def test_obs_is_the_error_that_is_left_when_the_other_channels_are_fitted_again() -> None:
-    model, x = dense(), images(300)
+    model, x = dense(), images(4000)
     h, weight = hidden(model, x), stored(model)["fc2.weight"].astype(np.float64)
     y = h @ weight
     (found,) = importance(measured(channels_of(model), x), "obs")

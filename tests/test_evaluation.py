@@ -702,14 +702,15 @@ def test_compress_reports_the_distance_of_models_that_do_not_classify(folder: Pa
     assert outcome.code == 0, outcome.err
     assert run("apply", "model.onnx", "small.plan.json", "-o", "cut.onnx").code == 0
     report = json.loads(Path("small.report.json").read_text())
+    held = report["data"]["parts"]["holdout"]["samples"]
     np.save("held.npy", images(20)[report["data"]["parts"]["holdout"]["indices"]])
     found = []
     for file in ("cut.onnx", "small.onnx"):
         run("evaluate", file, "--data", "held.npy", "--reference", "model.onnx", "--json", "scores.json")
         found.append(json.loads(Path("scores.json").read_text())["distance"])
     assert report["stages"] == [
-        {"name": "original", "samples": 4},
-        {"name": "cut", "samples": 4, "distance": pytest.approx(found[0])},
-        {"name": "repair", "samples": 4, "distance": pytest.approx(found[1])},
+        {"name": "original", "samples": held},
+        {"name": "cut", "samples": held, "distance": pytest.approx(found[0])},
+        {"name": "repair", "samples": held, "distance": pytest.approx(found[1])},
     ]
     assert 0 < found[1] < found[0] < 2

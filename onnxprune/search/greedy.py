@@ -17,7 +17,9 @@ from onnxprune.problem import Counts, Floats, Problem
 from onnxprune.search import Progress, SearchSettings
 
 PROBE = 0.5  # of a group that is cut to measure what its errors mean for the answers
-POWERS = (0.0, 0.5, 1.0)  # how far these measures are trusted
+POWERS = (0.5, 1.0)  # how far these measures are trusted
+WAYS = 2 + len(POWERS)  # plans that are judged in the end
+TOGETHER = 8  # plans that are judged together, by as many workers as there are
 
 
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
@@ -26,10 +28,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         plan = problem.plan(descend(problem, np.ones(len(problem.widths))))
         progress(1, 1)
         return plan
-    scales = [np.ones(len(problem.widths)), by_kind(problem)]
-    if settings.budget > len(problem.widths):
-        measured = sensitivities(problem, progress)
-        scales += [measured**power for power in POWERS[1:]]
+    measured = sensitivities(problem, settings.budget - WAYS, progress)
+    scales = [np.ones(len(problem.widths)), by_kind(problem), *(measured**power for power in POWERS)]
     found: dict[bytes, Plan] = {}
     for scale in scales:
         counts = descend(problem, scale)
@@ -39,22 +39,33 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     return plans[int(np.argmax(scores))]
 
 
-def sensitivities(problem: Problem, progress: Progress) -> Floats:
+def sensitivities(problem: Problem, budget: int, progress: Progress) -> Floats:
     """Measure for each group what an error where it is read means for the model's answers.
+
+    Args:
+        problem: what to solve.
+        budget: how many groups may be looked at; those that cost most are.
+        progress: told how many are done.
 
     Returns:
         Error of the answers for an error of 1, relative to the median group; (groups,).
     """
     assert problem.judging is not None
-    ratios = np.full(len(problem.widths), np.nan)
-    for group, width in enumerate(problem.widths):
-        counts = problem.most.copy()
+    probes: dict[int, tuple[Plan, float]] = {}
+    for group in np.argsort(-problem.saved_by_all(), kind="stable"):
+        width, counts = int(problem.widths[group]), problem.most.copy()
         counts[group] = max(round(width * (1 - PROBE)), problem.least[group], 1)
-        added = np.sort(problem.importance[group])[: width - counts[group]].sum()
-        if counts[group] < problem.most[group] and added > 0:
-            error = problem.judging.errors([problem.plan(counts)], local=True)[0]
-            ratios[group] = max(error, 0) / added
-        progress(group + 1, len(problem.widths))
+        added = float(np.sort(problem.importance[group])[: width - counts[group]].sum())
+        if counts[group] < problem.most[group] and added > 0 and len(probes) < budget:
+            probes[int(group)] = (problem.plan(counts), added)
+    ratios = np.full(len(problem.widths), np.nan)
+    groups = list(probes)
+    for start in range(0, len(groups), TOGETHER):
+        part = groups[start : start + TOGETHER]
+        errors = problem.judging.errors([probes[group][0] for group in part], local=True)
+        for group, error in zip(part, errors, strict=True):
+            ratios[group] = max(error, 0) / probes[group][1]
+        progress(start + len(part), len(groups))
     finite = ratios[np.isfinite(ratios) & (ratios > 0)]
     middle = float(np.median(finite)) if len(finite) else 1.0
     return np.clip(np.nan_to_num(ratios / middle, nan=1.0, posinf=1e4), 1e-4, 1e4)

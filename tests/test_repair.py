@@ -1,0 +1,262 @@
+"""Repair gives back what can be given back, changes nothing else, and never makes things worse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from nets import NETS, Builder
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.channels import Channels, find_channels
+from onnxprune.data import Data, Input
+from onnxprune.judging import judge_on, repaired
+from onnxprune.model import analyse
+from onnxprune.plan import Plan, whole
+from onnxprune.repair import Effort, Original, Repair, stand_in
+from onnxprune.shapes import example_inputs
+from onnxprune.statistics import collect
+from onnxprune.surgery import cut
+
+Array = np.ndarray[Any, Any]
+SAMPLES = 64
+
+
+def channels_of(model: ModelProto, **modes: Any) -> Channels:
+    return find_channels(analyse(model, Path(), runtime.evaluate, {}), **modes)
+
+
+def data_of(channels: Channels, samples: int = SAMPLES, seed: int = 0) -> Data:
+    """Draw samples for every input of a model, at the batch it is bound to if that is fixed."""
+    model = channels.model
+    made = {}
+    for name, example in example_inputs(model.proto.graph, model.bound).items():
+        parts = [example_inputs(model.proto.graph, model.bound, seed * 1000 + n)[name] for n in range(samples)]
+        made[name] = np.concatenate(parts)[: samples * len(example)]
+    inputs = tuple(Input(name, values.shape, values.dtype, 1) for name, values in made.items())
+    return Data(made, inputs, None, None, "drawn", np.arange(len(next(iter(made.values())))))
+
+
+def some(channels: Channels, share: float = 0.6, seed: int = 0) -> Plan:
+    """Keep a random part of every group."""
+    rng = np.random.default_rng(seed)
+    return Plan(
+        tuple(np.sort(rng.choice(g.width, max(1, round(g.width * share)), replace=False)) for g in channels.groups)
+    )
+
+
+def stored(model: ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+REPAIRABLE = (
+    "plain_conv",
+    "conv_1d",
+    "conv_3d",
+    "grouped_conv",
+    "depthwise_conv",
+    "conv_transpose",
+    "gemm",
+    "batch_norm",
+)
+REPAIRABLE += ("matmul_weight_right", "grouped_conv_transpose", "concat", "dense_blocks", "split_in_halves")
+
+
+@pytest.mark.parametrize("name", REPAIRABLE)
+@pytest.mark.parametrize("kind", ["least_squares", "bn"])
+def test_with_everything_kept_nothing_changes(name: str, kind: str) -> None:
+    channels = channels_of(NETS[name].build())
+    everything = whole(channels)
+    smaller = cut(channels, everything, runtime.evaluate)
+    result = repaired(Original(channels, data_of(channels)), everything, smaller, kind)
+    before, after = stored(smaller), stored(result)
+    assert before.keys() == after.keys()
+    if kind == "bn" and any(node.op_type == "BatchNormalization" for node in result.graph.node):
+        return  # its mean and variance are those of the samples now
+    for tensor, values in before.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(after[tensor], values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REPAIRABLE)
+def test_a_repaired_network_answers_closer_to_the_original(name: str) -> None:
+    channels = channels_of(NETS[name].build())
+    plan = some(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = repaired(Original(channels, data_of(channels)), plan, smaller, "least_squares")
+    judge = judge_on(channels, data_of(channels, seed=1), 0)
+    assert (judge.judge(result).distance or 0) < (judge.judge(smaller).distance or 0)
+
+
+def linear_net(rng: np.random.Generator, mixture: Array, kind: str) -> ModelProto:
+    """Two linear layers; the channels between them are mixtures (channels, numbers) of few numbers."""
+    b = Builder()
+    width, rank = mixture.shape
+    if kind == "conv":
+        x = b.input("N", 3, 6, 6)
+        mixed = np.einsum("or,rikl->oikl", mixture, rng.normal(size=(rank, 3, 3, 3)))
+        hidden = b.node("Conv", x, b.store(mixed), b.store(rng.normal(size=width)), pads=[1] * 4)
+        last = rng.normal(size=(4, width, 1, 1))
+        y = b.node("Conv", hidden, b.store(last), b.store(rng.normal(size=4)))
+    else:
+        x = b.input("N", 8)
+        mixed = rng.normal(size=(8, rank)) @ mixture.T
+        hidden = b.node("Gemm", x, b.store(mixed), b.store(rng.normal(size=width)))
+        y = b.node("Gemm", hidden, b.store(rng.normal(size=(width, 4))), b.store(rng.normal(size=4)))
+    return b.done(y)
+
+
+@pytest.mark.parametrize("kind", ["conv", "gemm"])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**16), rank=st.integers(1, 3), extra=st.integers(1, 6))
+def test_channels_that_depend_on_those_that_stay_are_restored_exactly(
+    kind: str, seed: int, rank: int, extra: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mixture, kept = rng.normal(size=(rank + extra, rank)), np.sort(rng.choice(rank + extra, rank, replace=False))
+    assume(np.linalg.cond(mixture[kept]) < 10)
+    channels = channels_of(linear_net(rng, mixture, kind))
+    plan = Plan((kept,))
+    smaller = cut(channels, plan, runtime.evaluate)
+    original = Original(channels, data_of(channels, 256))
+    result = Repair(original, plan, smaller).least_squares()
+    feeds = example_inputs(channels.model.proto.graph, channels.model.bound, 7)
+    wanted, found = (runtime.Session(m).run(feeds)[0] for m in (channels.model.proto, result))
+    np.testing.assert_allclose(found, wanted, atol=2e-3 * float(np.abs(wanted).max()))
+
+
+def test_the_fit_from_statistics_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(3)
+    channels = channels_of(linear_net(rng, rng.normal(size=(6, 6)), "gemm"))
+    data = data_of(channels, 4000)
+    plan = Plan((np.asarray([0, 1, 3, 5]),))
+    result = stand_in(collect(channels, data), plan, cut(channels, plan, runtime.evaluate))
+    x = data.samples[data.inputs[0].name]
+    tensors = list(stored(channels.model.proto).values())
+    hidden = np.asarray(x) @ tensors[0] + tensors[1]
+    wanted = hidden @ tensors[2] + tensors[3]
+    kept = np.c_[hidden[:, [0, 1, 3, 5]], np.ones(len(hidden))]
+    line = np.linalg.lstsq(kept, wanted, rcond=None)[0]
+    found = list(stored(result).values())
+    np.testing.assert_allclose(found[2], line[:4], atol=0.02 * np.abs(line).max())
+    np.testing.assert_allclose(found[3], line[4], atol=0.02 * np.abs(line).max())
+
+
+def residual_net() -> ModelProto:
+    """A stem, two blocks with shortcuts, 12 and 10 channels wide inside, and a head."""
+    b = Builder()
+    x = b.relu(b.conv(b.input("N", 3, 8, 8), 3, 8, 3, 3, pads=[1] * 4))
+    for width in (12, 10):
+        inner = b.relu(b.conv(x, 8, width, 3, 3, pads=[1] * 4))
+        x = b.relu(b.node("Add", b.conv(inner, width, 8, 3, 3, pads=[1] * 4), x))
+    return b.done(b.conv(x, 8, 5, 1, 1))
+
+
+def test_a_layer_makes_up_for_what_its_shortcut_lacks() -> None:
+    channels = channels_of(residual_net())
+    plan = Plan(tuple(np.arange(5 if g.width == 12 else g.width) for g in channels.groups))
+    smaller = cut(channels, plan, runtime.evaluate)
+    original = Original(channels, data_of(channels, 128))
+    judge = judge_on(channels, data_of(channels, seed=1), 0)
+    error = judge.judge(Repair(original, plan, smaller).least_squares()).distance
+    for number, reader in enumerate(original.readers):  # the same without knowledge of what is added
+        landing = type(reader.landing)(**{**vars(reader.landing), "partner": None})
+        original.readers[number] = type(reader)(**{**vars(reader), "landing": landing})
+    original._held.clear()
+    without = judge.judge(Repair(original, plan, smaller).least_squares()).distance
+    assert error is not None
+    assert without is not None
+    assert error < without
+
+
+def test_batch_normalization_takes_the_mean_and_variance_of_what_arrives() -> None:
+    channels = channels_of(NETS["batch_norm"].build())
+    plan = some(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    data = data_of(channels)
+    result = Repair(Original(channels, data), plan, smaller).match_moments()
+    norm = next(n for n in result.graph.node if n.op_type == "BatchNormalization")
+    result.graph.output.append(onnx.helper.make_tensor_value_info(norm.input[0], TensorProto.FLOAT, None))
+    arrives = np.concatenate([runtime.Session(result).run(f, [norm.input[0]])[0] for f, _ in data.batches(1)])
+    numbers = stored(result)
+    axes = (0, *range(2, arrives.ndim))
+    np.testing.assert_allclose(numbers[norm.input[3]], arrives.mean(axes), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(numbers[norm.input[4]], arrives.var(axes), rtol=1e-3, atol=1e-3)
+
+
+def test_moment_matching_gives_outputs_the_mean_and_spread_they_had() -> None:
+    channels = channels_of(residual_net())
+    plan = some(channels, 0.7)
+    data = data_of(channels, 128)
+    result = Repair(Original(channels, data), plan, cut(channels, plan, runtime.evaluate)).match_moments()
+    name = channels.model.graph.outputs[0].name
+    answers = []
+    for model in (channels.model.proto, result):
+        session = runtime.Session(model)
+        answers.append(np.concatenate([session.run(f, [name])[0] for f, _ in data.batches(1)]))
+    for statistic in (np.mean, np.std):
+        wanted, found = (statistic(a, axis=(0, 2, 3)) for a in answers)
+        np.testing.assert_allclose(found, wanted, rtol=0.02, atol=0.02 * answers[0].std())
+
+
+def test_half_precision_weights_are_fitted_in_single_and_stored_in_half() -> None:
+    model = residual_net()
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    channels = channels_of(model)
+    plan = some(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = Repair(Original(channels, data_of(channels)), plan, smaller).least_squares()
+    assert {t.name: t.data_type for t in result.graph.initializer} == {
+        t.name: t.data_type for t in smaller.graph.initializer
+    }
+    judge = judge_on(channels, data_of(channels, seed=1), 0)
+    assert (judge.judge(result).distance or 0) < (judge.judge(smaller).distance or 0)
+
+
+def test_the_cut_model_stays_as_it_was() -> None:
+    channels = channels_of(residual_net())
+    plan = some(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    before = smaller.SerializeToString()
+    Repair(Original(channels, data_of(channels)), plan, smaller).least_squares()
+    assert smaller.SerializeToString() == before
+
+
+def test_a_second_repair_from_held_targets_is_that_of_the_first() -> None:
+    channels = channels_of(residual_net())
+    original = Original(channels, data_of(channels), Effort(10, 200, 400))
+    plan = some(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    first, second = (Repair(original, plan, smaller).least_squares() for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+    assert original._held
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_every_network_survives_every_repair(name: str) -> None:
+    channels = channels_of(NETS[name].build())
+    if not channels.groups:
+        return
+    plan, data = some(channels), data_of(channels, 8)
+    smaller = cut(channels, plan, runtime.evaluate)
+    feeds = example_inputs(channels.model.proto.graph, channels.model.bound, 5)
+    original = Original(channels, data, Effort(4, 50, 100))
+    results = [repaired(original, plan, smaller, kind) for kind in ("least_squares", "bn")]
+    results.append(stand_in(collect(channels, data), plan, smaller))
+    for result in results:
+        onnx.checker.check_model(result)
+        for wanted, found in zip(runtime.Session(smaller).run(feeds), runtime.Session(result).run(feeds), strict=True):
+            assert np.shape(wanted) == np.shape(found)
+            if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f":
+                assert np.array_equal(np.isfinite(wanted), np.isfinite(found))
