@@ -25,6 +25,7 @@ KEPT_ROWS = 4_096
 KEPT_NUMBERS = 100_000_000  # of these rows
 FEW_INPUTS = 64  # as many are solved for all groups at once
 NOISE = 1e-13  # of a square, in what is left of it when the mean is taken off
+SINGLE_NOISE = 1e-7  # of the largest variance, in products in single precision
 COLUMNS = 2_048  # of rows that are brought to double precision at once
 
 
@@ -365,7 +366,8 @@ def _solved(xx: Floats, xr: Floats, ridge: float, noise: Floats) -> Floats:
     if xx.shape[1] > FEW_INPUTS:
         return np.stack([_cholesky_solved(*g) for g in zip(xx, xr, [ridge] * len(xx), scale, noise, strict=True)])
     values, vectors = np.linalg.eigh(xx)
-    values = np.maximum(values, 0) + (ridge * np.maximum(scale, 0) + noise + 1e-30)[:, None]
+    least = np.maximum(SINGLE_NOISE * values[:, -1:], noise[:, None] + 1e-30)
+    values = np.maximum(values + ridge * scale[:, None], least)
     return np.asarray(vectors @ (vectors.swapaxes(1, 2) @ xr / values[:, :, None]))
 
 

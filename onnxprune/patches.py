@@ -141,7 +141,7 @@ def patches(view: View) -> Patches:
     rank = len(kernel)
     padding = view.attribute("auto_pad", "NOTSET")
     padding = padding.decode() if isinstance(padding, bytes) else padding
-    flat = [0] * (2 * rank) if padding == "VALID" else list(view.attribute("pads", [0] * (2 * rank)))
+    flat = list(view.attribute("pads", [0] * (2 * rank)))
     explicit = padding in ("", "NOTSET", "VALID") and not view.attribute("output_shape")
     return Patches(
         is_convolution=True,

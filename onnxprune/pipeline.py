@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from threadpoolctl import threadpool_limits
 
 from onnxprune import model as models
 from onnxprune import plan as plans
@@ -28,6 +31,9 @@ from onnxprune.summary import summarise
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_lossless, verify_repaired
 from onnxprune.workers import Workers
+
+BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
+"""Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
 
 NOT_KEPT = "the repair answers worse than the bare cut on samples that it has not seen, so the cut is left as it is"
 
@@ -66,6 +72,12 @@ def compress(
     source = Source(path, resolve(settings, data is not None), data, preprocess, label_offset)
     if not dry_run:
         check_outputs(path, out, force)
+    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+        return _compress(source, out, dry_run, progress)
+
+
+def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> Report:
+    path, settings = source.path, source.settings
     clock = Clock(progress)
     with clock.stage("load"):
         prepared = prepare(source)

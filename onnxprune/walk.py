@@ -106,7 +106,7 @@ class Walk:
 
     def taps(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Compute some tensors from what is held, or all over again where that is not enough, batch by batch."""
-        names, held = list(dict.fromkeys(names)), self._held
+        held = self._held
         needs = self._needs(names, self._inputs if held is None else held)
         if held is not None and not needs.stored.isdisjoint(self._inputs):
             held, needs = None, self._needs(names, self._inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Array
+from threadpoolctl import threadpool_limits
 
 from onnxprune import moments
 from onnxprune.moments import RIDGES, WIDEST, Fit, Moments, Rows, best_fit, fit, new_sums
@@ -17,6 +19,13 @@ from onnxprune.moments import RIDGES, WIDEST, Fit, Moments, Rows, best_fit, fit,
 EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 FORMS = pytest.mark.parametrize("form", [Moments, Rows])
 Form = type[Moments] | type[Rows]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Small products on several threads wait for each other where other tests run beside."""
+    with threadpool_limits(1):
+        yield
 
 
 def data(
@@ -172,6 +181,17 @@ def test_an_offset_alone_is_found(form: Form) -> None:
     np.testing.assert_allclose(found.offset, r[:, 0], atol=1e-4)
 
 
+@FORMS
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rows_that_only_mislead_leave_the_offset(form: Form, groups: int) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((groups, 40, 25)).astype(np.float32)
+    r = (3 + rng.standard_normal((groups, 40, 2))).astype(np.float32)
+    found = explained(form, x, r)
+    assert not found.slope.any()
+    np.testing.assert_allclose(found.offset, r.mean(axis=1), rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------ inputs that say little
 
 
@@ -233,6 +253,19 @@ def test_inputs_that_say_little_give_an_ordinary_fit(
     assert (mean_square(x, r, best.slope, best.offset) <= 1.05 * least + 1e-6 * np.square(r).mean()).all()
     ours, theirs = (np.abs(np.einsum("gio,gi->gio", s, x.std(axis=1))).max() for s in (best.slope, slope))
     assert ours < 5 * theirs + 1e-3
+
+
+@FORMS
+@pytest.mark.parametrize("shape", [(1, 10), (6, 9), (2, 80)])
+@pytest.mark.parametrize("ridge", [0.0, 1e-12, 1e-9])
+def test_a_ridge_lost_in_noise_still_gives_an_ordinary_fit(form: Form, shape: tuple[int, int], ridge: float) -> None:
+    groups, inputs = shape
+    x, _, slope = data(groups, 1000 if form is Moments else 250, inputs, 3)
+    x = dull("dependent", x)
+    r = (x @ slope).astype(np.float32)
+    found = fit(summed(form, x, r), ridge, True)
+    assert (mean_square(x, r, found.slope, found.offset) < 1e-4 * np.square(r).mean()).all()
+    assert np.abs(found.slope).max() < 10 * np.abs(slope).max()
 
 
 @FORMS
@@ -370,6 +403,19 @@ def test_a_very_wide_fit_needs_no_product_of_all_inputs() -> None:
     assert found is not None
     assert 0 < peak < inputs * inputs
     assert mean_square(x, r, found.slope, found.offset)[0] < 1e-4 * np.var(r)
+
+
+def test_rows_that_repeat_each_other_are_fitted_precisely() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((1, 1000, 10)) * 10.0 ** -np.arange(10)[:, None].T
+    x = (base @ rng.standard_normal((10, 60)) + 10).astype(np.float32)
+    r = (base @ (rng.standard_normal((10, 2)) * 10.0 ** (np.arange(10)[:, None] / 2))).astype(np.float32)
+    seen, unseen = halves(Rows, x, r)
+    errors = seen.errors(RIDGES, unseen, True)
+    for ridge, error in zip(RIDGES, errors, strict=True):
+        slope, offset = plain(x[:, :800], r[:, :800], True, ridge)
+        expected = mean_square(x[:, 800:], r[:, 800:], slope, offset).sum()
+        assert error == pytest.approx(expected, rel=0.02, abs=1e-6 * float(r.var()))
 
 
 def test_rows_are_kept_from_all_batches_alike() -> None:

@@ -190,6 +190,17 @@ def test_an_alias_is_read_through_and_replaced_beside() -> None:
         near(found, expected)
 
 
+def test_an_alias_of_one_reader_counts_as_shared() -> None:
+    b = Builder()
+    alias = b.node("Identity", b.vector(8))
+    proto = b.done(b.node("Gemm", b.input("N", 6), b.weight(6, 8), alias), rank=2)
+    numbers, before = Numbers(proto, Path()), answers(proto)[0]
+    assert numbers.is_shared((1, 2))
+    numbers.set((1, 2), value(numbers, (1, 2)) + 1)
+    assert len(numbers.added) == 1
+    near(answers(numbers.proto)[0], before + 1)
+
+
 def test_a_stored_tensor_that_is_an_output_stays() -> None:
     b = Builder()
     bias = b.vector(8)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Array, Builder
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
@@ -166,7 +166,15 @@ def test_what_a_transposed_convolution_adds_moves_its_automatic_pads(padding: st
     x = numbers(2, 3, 5)
     attributes: dict[str, Any] = {"strides": [3], "output_padding": [added], "auto_pad": padding}
     check(convolution("ConvTranspose", x, 3, 2, (kernel,), **attributes), x, wanted=99)
-    check(convolution("ConvTranspose", x, 3, 2, (kernel,), output_shape=[13], **attributes), x, wanted=99)
+
+
+@pytest.mark.parametrize("padding", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+@pytest.mark.parametrize("size", [9, 10, 11, 12, 13])
+@pytest.mark.parametrize("added", [0, 1])
+def test_a_transposed_convolution_of_a_given_size_gives_its_rows(padding: str, size: int, added: int) -> None:
+    x = numbers(2, 3, 4, 5)
+    attributes = {"strides": [3, 2], "output_padding": [added, 0], "output_shape": [size, size], "auto_pad": padding}
+    check(convolution("ConvTranspose", x, 3, 2, (4, 5), **attributes), x, wanted=999)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -189,6 +197,7 @@ def test_places_are_distinct_and_chosen_at_random() -> None:
     places = how.places((4, 3, 20, 30), 400, np.random.default_rng(0))
     assert len(places) == 100  # of each of four samples
     assert len(set(places)) == 100
+    assert (np.diff(places) > 0).all()
     assert places.min() >= 0
     assert places.max() < 600
     assert places.max() - places.min() > 500

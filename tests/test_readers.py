@@ -374,10 +374,22 @@ def test_a_normalisation_that_is_training_stops_a_layer() -> None:
     assert reader.landing.tensor == y
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (4, 1), (4, 8)])
+@pytest.mark.parametrize("kind", ["training", "every place"])
+def test_older_normalisations_say_otherwise_what_stops_a_layer(kind: str) -> None:
+    b = Builder(opset=8, ir_version=3)
+    y = b.conv(b.input("N", 8, 5, 5), 8, 8)
+    shape, outputs = ((8,), 5) if kind == "training" else ((8, 5, 5), 1)
+    parameters = [b.vector(*shape), b.vector(*shape), b.vector(*shape), b.positive(*shape)]
+    spatial = {} if kind == "training" else {"spatial": 0}
+    z, *_ = b.nodes_of("BatchNormalization", y, *parameters, outputs=outputs, **spatial)
+    (reader,) = readers_of(b.done(z))
+    assert reader.landing.tensor == y
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (8, 1), (8, 8)])
 def test_a_bias_that_is_not_one_number_for_each_output_is_none(shape: tuple[int, ...]) -> None:
     b = Builder()
-    y = b.node("Gemm", b.input(4, 6), b.weight(6, 8), b.vector(*shape))
+    y = b.node("Gemm", b.input(8, 6), b.weight(6, 8), b.vector(*shape))
     (reader,) = check_all(b.done(y, rank=2))
     assert reader.landing.bias is None
 
