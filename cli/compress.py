@@ -59,7 +59,10 @@ ANSWERS = {
     help="How --data makes up for what was cut: least_squares fits every layer again, bn only means and spreads, none.",
 )
 @click.option(
-    "--calibration", default=2048, show_default=True, metavar="N", help="The most samples for statistics and repair."
+    "--calibration",
+    type=int,
+    metavar="N",
+    help="Samples for statistics and repair. Default: 2048, fewer of large models.",
 )
 @click.option("--workers", default=1, show_default=True, metavar="N", help="Processes that judge candidates.")
 @click.option(
@@ -94,7 +97,7 @@ def compress(
     seed: int,
     criterion: str | None,
     repair: str,
-    calibration: int,
+    calibration: int | None,
     workers: int,
     align: int | None,
     keep: tuple[str, ...],

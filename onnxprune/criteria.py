@@ -86,12 +86,13 @@ def _activation(evidence: Evidence) -> Floats:
     statistics = evidence.measured
     total = np.zeros(evidence.channels.count + 1)  # the last is where `channel_of` says FROZEN
     for reader in statistics.readers:
-        layer = reader.layer
-        groups, _, inputs, kernel = layer.weight.shape
+        weight = reader.landed_weight
+        groups, _, inputs, kernel = weight.shape
         square = statistics.inputs(reader).mean_square.reshape(groups, inputs, kernel)
-        energy = np.einsum("goik,gik->gi", np.square(layer.weight, dtype=np.float64), square) * layer.scale**2
-        energy /= max(statistics.unit[layer.index], 1e-30)
-        np.add.at(total, evidence.channels.channel_of[layer.x], energy)
+        energy = np.einsum("goik,gik->gi", np.square(weight), square)
+        energy /= max(statistics.unit[reader.layer.index], 1e-30)
+        energy[reader.goes_along(evidence.channels.channel_of)] = 0  # nobody is left who could miss them
+        np.add.at(total, evidence.channels.channel_of[reader.layer.x], energy)
     return _completed(evidence.channels, total[:-1])
 
 
@@ -131,8 +132,9 @@ def _distances(rows: Array) -> Floats:
 
 
 def _completed(channels: Channels, scores: Floats) -> Floats:
-    """Fill in groups that a criterion has nothing to say about: by the share of their weights' energy."""
-    silent = [group for group in channels.groups if not scores[group.channels].any()]
+    """Fill in groups that a criterion has nothing finite to say about: by the share of their weights' energy."""
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    silent = [g for g in channels.groups if not scores[g.channels].any() or np.isnan(scores[g.channels]).any()]
     if silent:
         energy = np.square(_norms(channels, 2))
         for group in silent:

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.evaluation import Judge, Scores
-from onnxprune.judging import judge_on, repaired
+from onnxprune.judging import digest, judge_on, repaired
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress
@@ -38,6 +38,7 @@ class Finish:
         self._settings = prepared.source.settings
         self._progress = progress
         self._parts = prepared.parts
+        self._last: tuple[str, ModelProto | None] = ("", None)  # the plan repaired last, and the result if it was kept
 
     @cached_property
     def original(self) -> Original:
@@ -62,11 +63,17 @@ class Finish:
 
     def repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto:
         """Repair a cut model; give it back as it was where the repair answers worse on samples that it has not seen."""
+        name = digest(plan)
+        if name != self._last[0]:
+            self._last = name, self._repaired(plan, smaller)
+        return smaller if self._last[1] is None else self._last[1]
+
+    def _repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto | None:
         if self._settings.repair == "none":
-            return smaller
+            return None
         result = repaired(self.original, plan, smaller, self._settings.repair, self._progress)
         before, after = self._unseen.judge(smaller).error, self._unseen.judge(result).error
-        return result if after <= before else smaller
+        return result if after <= before else None
 
     def drop(self, model: ModelProto) -> float:
         """Give the points that a model loses on the samples held out, see `points_lost`."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onnxprune.channels import Group
 from onnxprune.linear import Floats
+from onnxprune.ops.rule import Mask
 from onnxprune.readers import Reader
 from onnxprune.statistics import Statistics
 from onnxprune.weights import Array
@@ -30,25 +31,37 @@ class Consumer:
     """One layer that reads the channels of a group, seen from that group.
 
     Attributes:
+        channels: positions in the group of the channels that it reads, ascending.
         inverse: the rows and columns of the inverse covariance that belong to the group, (numbers, numbers).
         weight: what each output makes of these numbers, (numbers, outputs).
-        blocks: per channel of the group, which numbers are its own, (channels, numbers each).
+        blocks: per channel that it reads, which numbers are its own, (channels, numbers each).
     """
 
+    channels: Indices
     inverse: Floats
     weight: Floats
     blocks: Indices
 
     def losses(self, channels: Indices) -> Floats:
         """Give for each of some channels the error that is left once it is gone and the others stand in for it."""
-        at = self.blocks[channels]
+        is_read, at = self._at(channels)
         rows = self.weight[at]
         solved = np.linalg.solve(self.inverse[at[:, :, None], at[:, None, :]], rows)
-        return np.asarray(np.einsum("cno,cno->c", rows, solved))
+        found = np.zeros(len(channels))
+        found[is_read] = np.einsum("cno,cno->c", rows, solved)
+        return found
+
+    def _at(self, channels: Indices) -> tuple[Mask, Indices]:
+        """Tell which channels it reads, and which numbers are theirs (channels read, numbers each)."""
+        place = np.searchsorted(self.channels, channels)
+        is_read = self.channels[np.minimum(place, len(self.channels) - 1)] == channels
+        return is_read, self.blocks[place[is_read]]
 
     def remove(self, channels: Indices) -> float:
         """Take channels away and let the others stand in for them; returns the error that this adds."""
-        at = self.blocks[channels].reshape(-1)
+        at = self._at(channels)[1].reshape(-1)
+        if not len(at):
+            return 0.0
         columns = self.inverse[:, at]
         solved = np.linalg.solve(columns[at], np.concatenate([self.weight[at], columns.T], axis=1))
         outputs = self.weight.shape[1]
@@ -93,56 +106,55 @@ class Curves:
 
     def _consumers(self, group: Group, reader: Reader) -> list[Consumer]:
         """Look at a layer from a group, once for each of its own groups and each block of its covariance."""
-        channel = self.statistics.channels.channel_of[reader.layer.x]
-        position = np.full(self.statistics.channels.count + 1, -1)
+        channel = self.statistics.channels.channel_of
+        position = np.full(self.statistics.channels.count + 1, -1)  # the last is where `channel_of` says FROZEN
         position[group.channels] = np.arange(group.width)
-        member = np.where(channel >= 0, position[channel], -1)
+        member = position[channel[reader.layer.x]]
+        member[reader.goes_along(channel)] = -1  # nobody is left who could miss them
         if (member < 0).all():
             return []
         inverse = self._inverse(reader)
-        kernel, unit = reader.layer.weight.shape[-1], max(self.statistics.unit[reader.layer.index], 1e-30)
+        weight = reader.landed_weight / np.sqrt(max(self.statistics.unit[reader.layer.index], 1e-30))
         groups, blocks, size, _ = inverse.shape
         found = []
         for own in range(groups):
-            rows = reader.layer.weight[own].transpose(1, 2, 0).reshape(-1, reader.layer.weight.shape[1])
+            rows = weight[own].transpose(1, 2, 0).reshape(-1, weight.shape[1])
             for block in range(blocks):
-                owner = np.repeat(member[own], kernel)[block * size : (block + 1) * size]
-                numbers = np.flatnonzero(owner >= 0)
-                if len(numbers):
-                    weight = rows[block * size + numbers] * (reader.layer.scale / np.sqrt(unit))
-                    found.append(
-                        _consumer(inverse[own, block][np.ix_(numbers, numbers)], weight, owner[numbers], group.width)
-                    )
+                owner = np.repeat(member[own], weight.shape[3])[block * size : (block + 1) * size]
+                at = np.flatnonzero(owner >= 0)
+                if len(at):
+                    found.append(_consumer(inverse[own, block][np.ix_(at, at)], rows[block * size + at], owner[at]))
         return found
 
     def _inverse(self, reader: Reader) -> Floats:
         """Invert the covariance of what a layer reads, (groups, blocks, numbers, numbers)."""
-        if reader.rows_key not in self._inverses:
-            inverse: Floats = np.linalg.inv(self.statistics.inputs(reader).regular()).astype(np.float64)
+        key = (*reader.rows_key, reader.is_centred)
+        if key not in self._inverses:
+            inverse = np.asarray(np.linalg.inv(self.statistics.inputs(reader).regular(reader.is_centred)), np.float64)
             if self._used + inverse.nbytes > HELD_BYTES:
                 self._inverses.clear()
                 self._used = 0
-            self._inverses[reader.rows_key] = inverse
+            self._inverses[key] = inverse
             self._used += inverse.nbytes
-        return self._inverses[reader.rows_key]
+        return self._inverses[key]
 
 
-def _consumer(inverse: Floats, weight: Array, owner: Indices, width: int) -> Consumer:
-    """Sort numbers by the channel they belong to; channels with fewer of them get empty ones."""
-    counts = np.bincount(owner, minlength=width)
+def _consumer(inverse: Floats, weight: Array, owner: Indices) -> Consumer:
+    """Sort numbers by the channel they belong to; channels with fewer of them than others get empty ones."""
+    channels, owner = np.unique(owner, return_inverse=True)
+    counts = np.bincount(owner)
     most = int(counts.max())
     order = np.argsort(owner, kind="stable")
-    empty = int(width * most - counts.sum())
-    blocks = np.full((width, most), -1)
-    starts = np.cumsum(counts) - counts
-    within = np.arange(len(order)) - np.repeat(starts, counts)
+    empty = int(len(channels) * most - counts.sum())
+    blocks = np.full((len(channels), most), -1)
+    within = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     blocks[owner[order], within] = order
     blocks[blocks < 0] = len(order) + np.arange(empty)
     padded = np.eye(len(order) + empty)
     padded[: len(order), : len(order)] = inverse
     weights = np.zeros((len(order) + empty, weight.shape[1]))
     weights[: len(order)] = weight
-    return Consumer(padded, weights, blocks)
+    return Consumer(channels, padded, weights, blocks)
 
 
 def eliminate(consumers: Sequence[Consumer], width: int) -> tuple[Indices, Floats]:

@@ -56,6 +56,19 @@ class Patches:
             return np.arange(total)
         return np.sort(rng.choice(total, wanted, replace=False))
 
+    def rows_of(self, samples: int, shape: Sequence[int], places: Places) -> int:
+        """Count the rows that belong to the first samples of a batch.
+
+        Args:
+            samples: how many.
+            shape: of the layer's input.
+            places: from `places`.
+        """
+        if self.is_convolution:
+            return samples * len(places)
+        each = int(np.prod(shape[1:-1]))
+        return int(np.searchsorted(places, samples * each))
+
     def targets(self, y: Array, places: Places, groups: int) -> Array:
         """Take what stands at some positions of the output: (groups, rows, outputs)."""
         if self.is_convolution:

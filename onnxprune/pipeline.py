@@ -146,7 +146,9 @@ def _judging(prepared: Prepared, statistics: Statistics | None) -> Iterator[Judg
     if statistics is None:
         yield None
     elif prepared.source.settings.workers > 1:
-        with Workers(prepared.source, prepared.source.settings.workers) as workers:
+        assert prepared.parts is not None
+        sha256 = prepared.parts.calibration.sha256
+        with Workers(prepared.source, prepared.source.settings.workers, sha256) as workers:
             yield workers
     else:
         yield prepared.candidates(statistics)

@@ -21,6 +21,9 @@ from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
 from onnxprune.statistics import Statistics, collect
 
+CALIBRATION, CALIBRATION_MACS = (256, 2048), 2e12
+"""Samples to calibrate with where nothing is asked for: as many as run in a few minutes."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -113,7 +116,11 @@ def _parts(source: Source, original: Channels, data: Data) -> Split:
     Raises:
         InputError: there are too few samples, or labels that are not among the classes.
     """
-    parts = split(data, seed=source.settings.seed, calibration=source.settings.calibration)
+    most = source.settings.calibration
+    if most is None:
+        macs = float(Costs(original).of([group.width for group in original.groups])["macs"][0])
+        most = int(np.clip(CALIBRATION_MACS / max(macs, 1), *CALIBRATION))
+    parts = split(data, seed=source.settings.seed, calibration=most)
     fixed = original.model.fixed_batch(data.inputs[0].name)
     if fixed is not None and len(parts.calibration) < fixed:
         raise InputError(

@@ -14,6 +14,7 @@ from onnxprune.numbers import Place
 from onnxprune.patches import Patches, patches
 from onnxprune.shapes import is_default_domain
 from onnxprune.tying import captured
+from onnxprune.weights import Array
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,26 @@ class Reader:
     landing: Landing
 
     @property
+    def landed_weight(self) -> Floats:
+        """What it makes of its inputs where its output lands: (groups, outputs, inputs, kernel)."""
+        gain = self.landing.gain.reshape(*self.layer.y.shape, 1, 1)
+        return np.asarray(self.layer.weight * (gain * self.layer.scale), np.float64)
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether a number can be added to each output, so that means can be made up for."""
+        return self.landing.bias is not None
+
+    def goes_along(self, channel: Array) -> Array:
+        """Tell which of its groups go as a whole: each of their inputs and outputs is the same channel.
+
+        Args:
+            channel: id of each atom's channel.
+        """
+        both = np.concatenate([channel[self.layer.x], channel[self.layer.y]], axis=1)
+        return np.asarray((both == both[:, :1]).all(axis=1) & (both[:, 0] >= 0))
+
+    @property
     def rows_key(self) -> tuple[str, Patches, int]:
         """The same for all layers that sum over the same numbers."""
         return self.x, self.patches, len(self.layer.x)
@@ -62,8 +83,8 @@ class Reader:
 def find_readers(channels: Channels) -> list[Reader]:
     """List the layers that read channels and can be fitted again, in the order of the graph.
 
-    Left out are layers whose weight is computed, quantised, or shared with another layer, and products whose first
-    operand is turned.
+    Left out are layers whose weight is computed, quantised, or shared with another layer, whose third operand is no
+    stored vector, products whose first operand is turned, and those that would lose rows.
     """
     nodes, readings = channels.model.graph.nodes, _readings(channels)
     found = []
@@ -75,10 +96,20 @@ def find_readers(channels: Channels) -> list[Reader]:
         if layer is None or readings[_root(channels, node.inputs[1].name)] > 1:
             continue
         x, y = node.inputs[0].name, node.outputs[0].name
-        if x in channels.model.stored:
+        if x in channels.model.stored or layer.bias is None or not layer.scale or not layer.beta:
+            continue
+        if not _has_whole_rows(channels, layer):
             continue
         found.append(Reader(layer, patches(channels.view(index)), x, y, find_landing(channels, layer)))
     return found
+
+
+def _has_whole_rows(channels: Channels, layer: Linear) -> bool:
+    """Tell whether a cut leaves a layer all its rows: no channels lie on axes that it does not sum over."""
+    view = channels.view(layer.index)
+    summed = 1 if view.node.op in ("Conv", "ConvTranspose") else len(view.x) - 1
+    others = [view.x[axis] for axis in range(len(view.x)) if axis != summed]
+    return all((channels.channel_of[atoms] < 0).all() for atoms in others)
 
 
 def _root(channels: Channels, name: str) -> str:

@@ -17,10 +17,10 @@ from onnx import ModelProto
 from onnxprune.channels import Channels
 from onnxprune.data import Data, batch_size, feeds
 from onnxprune.linear import Floats
-from onnxprune.moments import Fit, Moments, Rows, best_fit, new_sums
+from onnxprune.moments import Fit, best_fit, new_sums
 from onnxprune.numbers import Numbers, Place
 from onnxprune.ops.rule import Mask
-from onnxprune.patches import Places
+from onnxprune.patches import Patches, Places
 from onnxprune.plan import Plan, kept_atoms
 from onnxprune.progress import Progress, Quiet
 from onnxprune.readers import Reader, find_readers
@@ -32,6 +32,7 @@ Indices = npt.NDArray[np.int64]
 
 HELD_BYTES = 1_000_000_000  # of targets that are held for the next candidate
 UNSEEN = 5  # one sample in so many is kept from each fit, to choose its ridge by
+WEAKEST = 1e-2  # part of the usual gain at which a layer can still make up for what is added to its output
 STRETCH = 10.0  # most that moment matching multiplies a channel by
 
 
@@ -114,7 +115,9 @@ class Original:
 
     def walk(self, proto: ModelProto) -> Walk:
         """Start to run a model over the samples."""
-        return Walk(proto, self.channels.model.folder, self.feeds, threads=self.threads)
+        model = self.channels.model
+        batches = len(self.data) // (model.fixed_batch(self.data.inputs[0].name) or batch_size(self.data, model))
+        return Walk(proto, model.folder, self.feeds, threads=self.threads, batches=batches)
 
     def targets(self, reader: Reader) -> Iterator[Target]:
         """Give what a layer answers, batch by batch; layers are best asked for in order."""
@@ -232,14 +235,21 @@ class Repair:
 
     def least_squares(self) -> ModelProto:
         """Fit each layer to what it answered in the original."""
-        changed = len(self.seats) < len(self.original.readers)
+        first = self._first_changed()
         for number, seat in enumerate(self.seats):
             self.progress.step(number, len(self.seats))
-            changed = changed or seat.is_cut
-            if changed:  # what comes before the first cut answers as it did
+            if seat.node >= first:
                 self.walk.advance(seat.node)
                 self._fit(seat)
         return self.numbers.proto
+
+    def _first_changed(self) -> int:
+        """Find the first node that reads less than it did; what comes before answers as before."""
+        axes = self.original.channels.axes
+        cut = {name for name, found in axes.items() if not self.keep[found.start : found.end].all()}
+        cut -= set(self.original.channels.model.stored)
+        nodes = self.numbers.proto.graph.node
+        return next((i for i, node in enumerate(nodes) if not cut.isdisjoint(node.input)), len(nodes))
 
     def match_moments(self) -> ModelProto:
         """Estimate BatchNormalization anew, and give every other layer's outputs the mean and spread they had."""
@@ -319,14 +329,15 @@ class Repair:
         )
         seen = new_sums(groups, inputs * kernel, outputs)
         unseen = new_sums(groups, inputs * kernel, outputs)
-        for number, (x, missing) in enumerate(self._rows(seat, slope)):
-            add_split(seen, unseen, x, missing, number)
+        for x, missing, end in self._rows(seat, slope):
+            seen.add(x[:, :end], missing[:, :end])
+            unseen.add(x[:, end:], missing[:, end:])
         found = best_fit(seen, unseen, seat.bias is not None)
         if found is not None:
             write(seat, found, self.numbers)
 
-    def _rows(self, seat: Seat, slope: Array) -> Iterator[tuple[Array, Array]]:
-        """Give rows of the input as it arrives, and what the layer's answer to them lacks, both per group."""
+    def _rows(self, seat: Seat, slope: Array) -> Iterator[tuple[Array, Array, int]]:
+        """Give rows of the input as it arrives, what the layer's answer to them lacks, and how many the fit may see."""
         reader, groups = seat.reader, len(seat.groups)
         how, partner = reader.patches, reader.landing.partner
         if partner is not None and partner not in self.walk.live(seat.node) and partner != reader.x:
@@ -334,14 +345,25 @@ class Repair:
         names = [reader.x] if partner is None else [reader.x, partner]
         bias = self._own_bias(seat)
         gain = seat.per_output(reader.landing.gain)
-        gain = np.where(np.abs(gain) > 1e-6, gain, np.inf)
-        for target, batch in zip(self.original.targets(reader), self.walk.taps(names), strict=True):
+        weakest = WEAKEST * float(np.median(np.abs(gain)))
+        gain = np.where(np.abs(gain) > weakest, gain, np.inf)
+        pairs = zip(self.original.targets(reader), self.walk.taps(names), strict=True)
+        for number, (target, batch) in enumerate(pairs):
             x = how.rows(batch[reader.x], target.sizes, target.places, groups)
             missing = seat.kept(target.y) - x @ slope - bias
             if partner is not None and target.partner is not None:
-                lacks = seat.kept(target.partner) - how.targets(batch[partner], target.places, groups)
-                missing = missing + (lacks / gain).astype(lacks.dtype)
-            yield x, missing
+                ours = how.targets(batch[partner], target.places, groups).astype(missing.dtype)
+                missing = missing + ((seat.kept(target.partner) - ours) / gain).astype(missing.dtype)
+            yield x, missing, self._seen_rows(batch[reader.x], how, target.places, x.shape[1], number)
+
+    def _seen_rows(self, x: Array, how: Patches, places: Places, rows: int, batch: int) -> int:
+        """Tell how many rows of a batch a fit may see: those of most samples, or all of most batches of few samples."""
+        if len(x) >= UNSEEN:
+            samples = len(x) - len(x) // UNSEEN
+            return how.rows_of(samples, x.shape, places)
+        if len(self.original.data) < UNSEEN:
+            return rows - rows // UNSEEN
+        return 0 if batch % UNSEEN == 0 else rows
 
     def _own_bias(self, seat: Seat) -> Array:
         """Give what the layer itself adds to its outputs, (groups, 1, outputs)."""
@@ -406,7 +428,7 @@ def _stand_in(inputs: Inputs, seat: Seat, numbers: Numbers) -> None:
     kernel = layer.weight.shape[-1]
     shape = (len(seat.groups), seat.inputs.shape[1] * kernel, seat.outputs.shape[1])
     slope, offset = np.zeros(shape), np.zeros((shape[0], shape[2]))
-    covariances = inputs.regular()
+    covariances = inputs.regular(seat.reader.is_centred)
     for row, group in enumerate(seat.groups):
         is_kept = np.repeat(np.isin(np.arange(layer.x.shape[1]), seat.inputs[row]), kernel)
         weight = layer.weight[group].transpose(1, 2, 0).reshape(len(is_kept), -1)[:, seat.outputs[row]]
@@ -420,18 +442,6 @@ def _stand_in(inputs: Inputs, seat: Seat, numbers: Numbers) -> None:
                 theirs = covariance[np.ix_(kept, gone)] @ weight[part][gone]
                 slope[row, kept_before : kept_before + len(kept)] = np.linalg.solve(ours, theirs)
             kept_before += len(kept)
-        offset[row] = mean[~is_kept] @ weight[~is_kept] - mean[is_kept] @ slope[row]
-    if seat.bias is None:  # nowhere to put it
-        offset[:] = 0
+        if seat.reader.is_centred:
+            offset[row] = mean[~is_kept] @ weight[~is_kept] - mean[is_kept] @ slope[row]
     write(seat, Fit(slope * layer.scale, offset * layer.scale), numbers)
-
-
-def add_split(seen: Moments | Rows, unseen: Moments | Rows, x: Array, r: Array, batch: int) -> None:
-    """Add most samples of a batch to what a fit sees and the last of them, or of few every fifth batch, to the rest."""
-    rows = x.shape[1]
-    if rows < UNSEEN:
-        (unseen if batch % UNSEEN == UNSEEN - 1 else seen).add(x, r)
-        return
-    end = rows - rows // UNSEEN
-    seen.add(x[:, :end], r[:, :end])
-    unseen.add(x[:, end:], r[:, end:])

@@ -22,7 +22,7 @@ class CompressSettings:
         seed: same seed, same plan, as long as `align` is fixed.
         criterion: how channels are ranked; None chooses by whether there is data.
         repair: how a cut model is repaired, see `REPAIRS`.
-        calibration: the most samples that statistics and repair look at.
+        calibration: the most samples that statistics and repair look at; None: 2,048, or fewer of a large model.
         workers: processes that judge candidates.
         align: multiple that widths must be; None chooses by measuring.
         keep: patterns of node names to leave alone.
@@ -40,7 +40,7 @@ class CompressSettings:
     seed: int = 0
     criterion: str | None = None
     repair: str = "least_squares"
-    calibration: int = 2048
+    calibration: int | None = None
     workers: int = 1
     align: int | None = None
     keep: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def _check(settings: CompressSettings) -> None:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")
     if settings.budget < 1:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")
-    if settings.calibration < 1:
+    if settings.calibration is not None and settings.calibration < 1:
         raise InputError(f"--calibration {settings.calibration}: at least one sample is needed")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 40, 8_000, 60_000
 HELD_BYTES = 2_000_000_000  # of sums that are held at once; more take further passes
 TAPPED = 100_000_000  # numbers in all tapped tensors of one batch
 CACHE_BYTES = 8_000_000_000  # on disk; what was made longest ago goes first
-UNFINISHED = 86_400  # seconds after which a run that has not finished writing never will
+IN_USE = 86_400  # seconds for which a run may go on using what it has found or is still writing
 UNIT = "unit.json"
 
 
@@ -58,11 +59,11 @@ class Inputs:
         """Numbers of a block."""
         return int(self.covariance.shape[-1])
 
-    def regular(self) -> Floats:
-        """Give the covariance as it may be beyond the rows that were looked at, so that it can be inverted.
+    def regular(self, is_centred: bool = True) -> Floats:
+        """Give the covariance, or the second moments, as they may be beyond the rows that were looked at: invertible.
 
-        Of few rows it knows too many coincidences: correlations shrink by the share that is expected to be one (oracle
-        approximating shrinkage; Chen, Wiesel, Eldar and Hero, 2010).
+        Of few rows a covariance knows too many coincidences: correlations shrink by the share that is expected to be
+        one (oracle approximating shrinkage; Chen, Wiesel, Eldar and Hero, 2010).
         """
         covariance = self.covariance.astype(np.float64)
         size = self.block
@@ -72,9 +73,14 @@ class Inputs:
         share = np.minimum(((1 - 2 / size) * squares + size**2) / above, 1)[..., None, None]
         own = np.eye(size) * covariance
         mean = np.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / size
-        return np.asarray(
-            (1 - share) * covariance + share * own + np.maximum(RIDGE * mean, 1e-30) * np.eye(size), np.float64
-        )
+        covariance = (1 - share) * covariance + share * own + np.maximum(RIDGE * mean, 1e-30) * np.eye(size)
+        if not is_centred:
+            groups, blocks = covariance.shape[:2]
+            means = np.zeros((groups, blocks * size))
+            means[:, : self.mean.shape[1]] = self.mean
+            means = means.reshape(groups, blocks, size)
+            covariance = covariance + means[..., :, None] * means[..., None, :]
+        return np.asarray(covariance, np.float64)
 
     @property
     def mean_square(self) -> Floats:
@@ -129,9 +135,10 @@ def collect(channels: Channels, data: Data, *, seed: int = 0, progress: Progress
     readers = choosing_readers(channels)
     home = user_cache_path("onnxprune") / "statistics"
     folder = home / _key(channels, readers, data, seed)
-    if (folder / UNIT).is_file():
+    with suppress(OSError):  # it is not there
+        found = Statistics(channels, folder)
         os.utime(folder)
-        return Statistics(channels, folder)
+        return found
     try:
         home.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=home, prefix="new."))
@@ -141,8 +148,8 @@ def collect(channels: Channels, data: Data, *, seed: int = 0, progress: Progress
     try:
         _Pass(channels, readers, data, seed, progress or Quiet()).write(scratch)
         if scratch != folder:
-            _evict(home, sum(file.stat().st_size for file in scratch.iterdir()))
             os.replace(scratch, folder)
+            _evict(home)
     except OSError:
         if not (folder / UNIT).is_file():  # else another run was faster
             raise
@@ -165,13 +172,17 @@ def _key(channels: Channels, readers: Sequence[Reader], data: Data, seed: int) -
     return digest.hexdigest()[:32]
 
 
-def _evict(home: Path, wanted: int) -> None:
-    """Make room for new numbers."""
-    kept = sorted((f for f in home.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
-    for folder in kept:
-        wanted += sum(file.stat().st_size for file in folder.iterdir())
-        is_new = folder.name.startswith("new.") and time.time() - folder.stat().st_mtime < UNFINISHED
-        if not is_new and (wanted > CACHE_BYTES or folder.name.startswith("new.")):
+def _evict(home: Path) -> None:
+    """Make room: what was used longest ago goes first, but nothing that another run may be using right now."""
+    folders = []
+    for folder in home.iterdir():
+        with suppress(OSError):  # another run makes room at the same time
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            folders.append((folder.stat().st_mtime, size, folder))
+    used = 0
+    for time_of_use, size, folder in sorted(folders, reverse=True):
+        used += size
+        if used > CACHE_BYTES and time.time() - time_of_use > IN_USE:
             shutil.rmtree(folder, ignore_errors=True)
 
 

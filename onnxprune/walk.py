@@ -17,7 +17,7 @@ from onnxprune import runtime
 from onnxprune.shapes import real_inputs
 from onnxprune.weights import Array
 
-HELD_BYTES = 3_000_000_000  # of activations that are held; where more would be needed, earlier nodes run again
+HELD_BYTES = 2_000_000_000  # of activations that are held; where more would be needed, earlier nodes run again
 
 Feeds = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives the same inputs each time, batch by batch."""
@@ -50,6 +50,7 @@ class Walk:
         feeds: its inputs, batch by batch.
         limit: most bytes of activations to hold.
         threads: of onnxruntime; None leaves the choice to it.
+        batches: how many there are, so that what will not fit is not begun; 0 where that is not known.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Walk:
         feeds: Feeds,
         limit: int = HELD_BYTES,
         threads: int | None = None,
+        batches: int = 0,
     ) -> None:
         self.proto = proto
         self.folder = folder
         self.limit = limit
         self.threads = threads
+        self.batches = batches
         self.nodes = list(proto.graph.node)
         self.reads = [list(_reads(node)) for node in self.nodes]
         self.maker = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
@@ -99,7 +102,7 @@ class Walk:
             for name, values in batch.items():
                 held[name].append(values)
                 used += values.nbytes
-            if used > self.limit:
+            if used * max(1, self.batches / len(held[names[0]])) > self.limit:
                 return
         if held[names[0]]:
             self._held, self.place = held, index

@@ -20,7 +20,7 @@ from onnxprune.prepare import Source, prepare
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-_given: tuple[Source, int] | None = None  # to this process, where it is a worker: the model, and its threads
+_given: tuple[Source, int, str | None] | None = None  # to this process, where it is a worker; see `_start`
 
 
 class Workers:
@@ -31,15 +31,16 @@ class Workers:
     Args:
         source: what the user gave; each process loads it for itself.
         count: of processes.
+        sha256: of the calibration samples that each process must find (None: any).
     """
 
-    def __init__(self, source: Source, count: int) -> None:
+    def __init__(self, source: Source, count: int, sha256: str | None = None) -> None:
         threads = max(1, (os.cpu_count() or 1) // count)
         self._before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # processes take this when they start
         self._others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(source, threads))
+        self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(source, threads, sha256))
         self._known: dict[tuple[str, bool], float] = {}
 
     def __enter__(self) -> Self:
@@ -90,10 +91,10 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(source: Source, threads: int) -> None:
+def _start(source: Source, threads: int, sha256: str | None) -> None:
     """Get a process ready: interrupts are not for it, and it ends with the process that started it."""
     global _given  # a pool hands its tasks nothing else that lasts
-    _given = source, threads
+    _given = source, threads, sha256
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -109,8 +110,14 @@ def _end_with_parent() -> None:
 def _candidates() -> Candidates:
     """Load the model with the first plan, not before: errors of a start do not reach the one who asked."""
     assert _given is not None
-    source, threads = _given
+    source, threads, sha256 = _given
     prepared = prepare(source)
+    found = None if prepared.parts is None else prepared.parts.calibration.sha256
+    if sha256 is not None and found != sha256:
+        raise InputError(
+            f"--data {source.data} gives other samples each time it is read; give the same ones in the same order, "
+            "or leave --workers out"
+        )
     return prepared.candidates(prepared.statistics(), threads)
 
 

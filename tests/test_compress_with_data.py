@@ -121,7 +121,7 @@ def test_the_plan_holds_the_settings_that_were_chosen(folder: Path) -> None:
     compress()
     asked = json.loads(Path("small.plan.json").read_text())["settings"]
     assert (asked["search"], asked["criterion"], asked["repair"]) == ("greedy", "obs", "least_squares")
-    assert (asked["calibration"], asked["max_drop"], asked["workers"]) == (2048, None, 1)
+    assert (asked["calibration"], asked["max_drop"], asked["workers"]) == (None, None, 1)
 
 
 # ---- repair

@@ -386,7 +386,21 @@ def test_older_normalisations_say_otherwise_what_stops_a_layer(kind: str) -> Non
     assert reader.landing.tensor == y
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (8, 1), (8, 8)])
+@pytest.mark.parametrize("shape", [(8, 1), (8, 8)])
+def test_a_layer_that_adds_a_number_to_each_row_is_none_of_the_readers(shape: tuple[int, ...]) -> None:
+    b = Builder()
+    y = b.node("Gemm", b.input(8, 6), b.weight(6, 8), b.vector(*shape))
+    assert readers_of(b.done(y, rank=2)) == []
+
+
+@pytest.mark.parametrize("op", ["beta", "alpha"])
+def test_a_layer_that_is_multiplied_by_nothing_is_none_of_the_readers(op: str) -> None:
+    b = Builder()
+    y = b.node("Gemm", b.input("N", 6), b.weight(6, 8), b.vector(8), **{op: 0.0})
+    assert readers_of(b.done(y, rank=2)) == []
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_a_bias_that_is_not_one_number_for_each_output_is_none(shape: tuple[int, ...]) -> None:
     b = Builder()
     y = b.node("Gemm", b.input(8, 6), b.weight(6, 8), b.vector(*shape))

@@ -74,8 +74,8 @@ def sensitivities(problem: Problem, budget: int, progress: Progress) -> Floats:
 def by_kind(problem: Problem) -> Floats:
     """Scale errors so that groups of each kind add as much for what they save as those of the others.
 
-    Kinds are groups that the same operators touch in the same way, such as the heads of all blocks of a transformer;
-    errors of unlike places need not compare (isomorphic pruning, Fang et al., 2024).
+    Of one kind are groups that are equally wide and touch as many axes equally often, such as the heads of all blocks
+    of a transformer; errors of unlike places need not compare (isomorphic pruning, Fang et al., 2024).
     """
     kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for position, group in enumerate(problem.channels.groups):
