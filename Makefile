@@ -13,10 +13,12 @@ BUILD := build/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed ## train a small ResNet on handwritten digits, compress it, show the report
+demo: .venv/installed ## train a small ResNet on handwritten digits, compress it, compare both on test images
 	$(BIN)/python -m onnxprune.models.digits $(BUILD)
 	$(BIN)/onnxprune compress $(BUILD)/digits_resnet.onnx --flops 0.5 -o $(BUILD)/digits_small.onnx \
-		--data $(BUILD)/digits_test.npz --force
+		--data $(BUILD)/digits_calibration.npz --force
+	$(BIN)/onnxprune evaluate $(BUILD)/digits_resnet.onnx --data $(BUILD)/digits_test.npz
+	$(BIN)/onnxprune evaluate $(BUILD)/digits_small.onnx --data $(BUILD)/digits_test.npz
 
 test: .venv/installed ## the default suite
 	$(BIN)/pytest -n 2 -q

@@ -28,7 +28,8 @@ from onnxprune.progress import Progress, Quiet
 from onnxprune.readers import Reader, find_readers
 from onnxprune.weights import Array, is_external
 
-FORMAT = 2  # of what is kept on disk
+FORMAT = 3  # of what is kept on disk
+CONSTANT = 1e-6  # part of the mean variance; a number that varies less is a constant, but for rounding
 RIDGE = 1e-4  # part of the mean variance that is added to each number's own
 WIDEST = 5_000  # inputs of a layer; wider ones are looked at in blocks of channels
 ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 40, 8_000, 60_000
@@ -67,13 +68,18 @@ class Inputs:
         """
         covariance = self.covariance.astype(np.float64)
         size = self.block
-        spread = np.sqrt(np.maximum(np.einsum("gbii->gbi", covariance), 1e-30))
+        variance = np.einsum("gbii->gbi", covariance)
+        mean = variance.sum(axis=-1) / size
+        varies = variance > CONSTANT * mean[..., None]
+        spread = np.where(varies, np.sqrt(np.maximum(variance, 1e-30)), np.inf)  # constants correlate with nothing
+        count = np.maximum(varies.sum(axis=-1), 1)
         squares = np.square(covariance / (spread[..., :, None] * spread[..., None, :])).sum(axis=(-2, -1))
-        above = np.maximum((self.rows + 1 - 2 / size) * (squares - size), 1e-30)
-        share = np.minimum(((1 - 2 / size) * squares + size**2) / above, 1)[..., None, None]
+        above = np.maximum((self.rows + 1 - 2 / count) * (squares - count), 1e-30)
+        share = np.minimum(((1 - 2 / count) * squares + count**2) / above, 1)[..., None, None]
         own = np.eye(size) * covariance
-        mean = np.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / size
-        covariance = (1 - share) * covariance + share * own + np.maximum(RIDGE * mean, 1e-30) * np.eye(size)
+        covariance = (
+            (1 - share) * covariance + share * own + np.maximum(RIDGE * mean, 1e-30)[..., None, None] * np.eye(size)
+        )
         if not is_centred:
             groups, blocks = covariance.shape[:2]
             means = np.zeros((groups, blocks * size))
@@ -137,7 +143,8 @@ def collect(channels: Channels, data: Data, *, seed: int = 0, progress: Progress
     folder = home / _key(channels, readers, data, seed)
     with suppress(OSError):  # it is not there
         found = Statistics(channels, folder)
-        os.utime(folder)
+        with suppress(OSError):  # it is someone else's
+            os.utime(folder)
         return found
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -198,6 +205,7 @@ class _Sums:
         self.sums = np.zeros((groups, inputs * self.kernel))
         self.products = np.zeros((groups, self.blocks, self.block, self.block), np.float64)
         self.rows = 0
+        self.shift: Array = np.zeros((groups, 1, 1))
 
     @property
     def numbers(self) -> int:
@@ -208,6 +216,9 @@ class _Sums:
         return int(np.clip(min(self.numbers, WIDEST) * ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS))
 
     def add(self, rows: Array) -> None:
+        if not self.rows:  # single precision is enough for what is left once a first mean is taken off
+            self.shift = rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(rows.dtype)
+        rows = rows - self.shift
         self.rows += rows.shape[1]
         self.sums += rows.sum(axis=1, dtype=np.float64)
         for number in range(self.blocks):
@@ -222,7 +233,7 @@ class _Sums:
             part = mean[:, number * self.block : (number + 1) * self.block]
             size = part.shape[1]
             covariance[:, number, :size, :size] -= part[:, :, None] * part[:, None, :]
-        return Inputs(mean, covariance, self.rows)
+        return Inputs(mean + self.shift[:, 0], covariance, self.rows)
 
 
 def _block(channel: Array, kernel: int) -> int:

@@ -160,7 +160,7 @@ def test_obs_is_the_error_that_is_left_when_the_other_channels_are_fitted_again(
         left.remove(channel)
         known = h[:, left]  # the layer has no bias that could take over a mean
         missing = y - known @ np.linalg.lstsq(known, y, rcond=None)[0]
-        assert total == pytest.approx((missing**2).mean(axis=0).sum() / y.var(axis=0).sum(), rel=0.01)
+        assert total == pytest.approx((missing**2).mean(axis=0).sum() / y.var(axis=0).sum(), rel=0.02)
 
 
 def test_fpgm_is_the_distance_of_a_filter_from_the_others_of_its_layer() -> None:

@@ -134,5 +134,6 @@ def _steps(problem: Problem, counts: Counts, steps: Counts, up: bool) -> tuple[n
     rows = np.tile(counts, (len(groups), 1))
     rows[np.arange(len(groups)), groups] = moved[groups]
     if problem.depth is not None:
+        rows = np.maximum(rows, problem.least)  # what a branch takes along comes back with it
         rows = np.asarray([problem.depth.closed(row) for row in rows]).reshape(rows.shape)
     return groups, rows
