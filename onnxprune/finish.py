@@ -12,10 +12,10 @@ from onnx import ModelProto
 
 from onnxprune.evaluation import Judge, Scores
 from onnxprune.judging import digest, judge_on, repaired
+from onnxprune.original import Original
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress
-from onnxprune.repair import Original
 
 PURPOSES = {
     "calibration": "for statistics and repair",

@@ -14,9 +14,10 @@ from onnxprune.channels import Channels
 from onnxprune.data import Data, Split
 from onnxprune.evaluation import Judge
 from onnxprune.metrics import Costs
+from onnxprune.original import Effort, Original
 from onnxprune.plan import Plan
 from onnxprune.progress import Progress, Quiet
-from onnxprune.repair import Effort, Original, Repair, stand_in
+from onnxprune.repair import Repair, stand_in
 from onnxprune.statistics import Statistics
 from onnxprune.surgery import cut
 

@@ -7,211 +7,24 @@ another tensor, it is fitted to the sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto
 
-from onnxprune.channels import Channels
-from onnxprune.data import Data, batch_size, feeds
-from onnxprune.linear import Floats
 from onnxprune.moments import Fit, best_fit, new_sums
-from onnxprune.numbers import Numbers, Place
-from onnxprune.ops.rule import Mask
+from onnxprune.numbers import Numbers
+from onnxprune.original import Original
 from onnxprune.patches import Patches, Places
 from onnxprune.plan import Plan, kept_atoms
 from onnxprune.progress import Progress, Quiet
-from onnxprune.readers import Reader, find_readers
+from onnxprune.seats import Seat, add_to_bias, find_seats, write
 from onnxprune.statistics import Inputs, Statistics
-from onnxprune.walk import Walk
 from onnxprune.weights import Array
 
-Indices = npt.NDArray[np.int64]
-
-HELD_BYTES = 1_000_000_000  # of targets that are held for the next candidate
 UNSEEN = 5  # one sample in so many is kept from each fit, to choose its ridge by
 WEAKEST = 1e-2  # part of the usual gain at which a layer can still make up for what is added to its output
 STRETCH = 10.0  # most that moment matching multiplies a channel by
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How many rows a fit looks at: enough for its unknowns, and not more than needed.
-
-    Attributes:
-        per_input: rows for each input of a layer.
-        least: of a layer.
-        most: of a layer.
-    """
-
-    per_input: int = 40
-    least: int = 8_000
-    most: int = 60_000
-
-    def rows(self, inputs: int) -> int:
-        """Give the number of rows for a layer of so many inputs."""
-        return int(np.clip(inputs * self.per_input, self.least, self.most))
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a layer of the original answers on some rows of one batch.
-
-    Attributes:
-        places: the rows.
-        sizes: spatial sizes of the output.
-        y: (groups, rows, outputs).
-        partner: what is added to it, of the same shape; None where nothing is.
-    """
-
-    places: Places
-    sizes: tuple[int, ...]
-    y: Array
-    partner: Array | None
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return self.places.nbytes + self.y.nbytes + (0 if self.partner is None else self.partner.nbytes)
-
-
-class Original:
-    """What the layers of the original answer, computed once for all candidates where memory allows.
-
-    Args:
-        channels: of the original.
-        data: samples to look at.
-        effort: how many rows of each layer to look at.
-        seed: chooses the rows.
-        threads: of onnxruntime; None leaves the choice to it.
-    """
-
-    def __init__(
-        self,
-        channels: Channels,
-        data: Data,
-        effort: Effort | None = None,
-        seed: int = 0,
-        threads: int | None = None,
-    ) -> None:
-        self.channels = channels
-        self.readers = find_readers(channels)
-        self.effort = effort or Effort()
-        self.data = data
-        self.threads = threads
-        self._seed = seed
-        self._walk = self._new_walk()
-        self._held: dict[int, list[Target]] = {}
-        self._used = 0
-
-    def feeds(self) -> Iterator[dict[str, Array]]:
-        """Give the inputs, batch by batch."""
-        return feeds(self.data, self.channels.model)
-
-    def _new_walk(self) -> Walk:
-        return self.walk(self.channels.model.proto)
-
-    def walk(self, proto: ModelProto) -> Walk:
-        """Start to run a model over the samples."""
-        model = self.channels.model
-        batches = len(self.data) // (model.fixed_batch(self.data.inputs[0].name) or batch_size(self.data, model))
-        return Walk(proto, model.folder, self.feeds, threads=self.threads, batches=batches)
-
-    def targets(self, reader: Reader) -> Iterator[Target]:
-        """Give what a layer answers, batch by batch; layers are best asked for in order."""
-        index = reader.layer.index
-        if index in self._held:
-            yield from self._held[index]
-            return
-        if self._walk.place > index:
-            self._walk = self._new_walk()
-        self._walk.advance(index + 1)
-        held: list[Target] | None = []
-        for target in self._computed(reader):
-            if held is not None:
-                held.append(target)
-                self._used += target.nbytes
-                if self._used > HELD_BYTES:
-                    self._used -= sum(t.nbytes for t in held)
-                    held = None
-            yield target
-        if held is not None:
-            self._held[index] = held
-
-    def _computed(self, reader: Reader) -> Iterator[Target]:
-        layer, how, partner = reader.layer, reader.patches, reader.landing.partner
-        rng = np.random.default_rng((self._seed, layer.index))
-        groups = len(layer.x)
-        wanted = self.effort.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
-        names = [reader.y] if partner is None else [reader.y, partner]
-        model = self.channels.model
-        samples = model.fixed_batch(self.data.inputs[0].name) or batch_size(self.data, model)
-        for batch in self._walk.taps(names):
-            y = batch[reader.y]
-            places = how.places(y, max(1, round(wanted * samples)), rng)
-            other = None if partner is None else how.targets(batch[partner], places, groups)
-            yield Target(places, y.shape[2:], how.targets(y, places, groups), other)
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A layer in the cut model.
-
-    Attributes:
-        reader: the layer in the original.
-        node: its place in the cut model.
-        groups: which groups are left.
-        inputs: which inputs are left, (groups left, inputs left).
-        outputs: which outputs are left, (groups left, outputs left).
-        bias: where a number can be added to each output.
-    """
-
-    reader: Reader
-    node: int
-    groups: Indices
-    inputs: Indices
-    outputs: Indices
-    bias: Place | None
-
-    @property
-    def weight(self) -> Place:
-        """Where its weight is read."""
-        return self.node, 1
-
-    def kept(self, values: Array) -> Array:
-        """Take what is left of values (groups, rows, outputs)."""
-        return np.take_along_axis(values[self.groups], self.outputs[:, None, :], axis=2)
-
-    def per_output(self, values: Floats) -> Floats:
-        """Take what is left of one number for each output: (groups left, 1, outputs left)."""
-        whole = values.reshape(self.reader.layer.y.shape)
-        return np.take_along_axis(whole[self.groups], self.outputs, axis=1)[:, None, :]
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether some of its inputs are gone."""
-        return bool(self.inputs.shape[1] < self.reader.layer.x.shape[1])
-
-
-def find_seats(channels: Channels, readers: Sequence[Reader], keep: Mask, cut: ModelProto) -> list[Seat]:
-    """Find the layers of a cut model, in order; those that lost all their inputs or outputs are left out."""
-    makers = {name: index for index, node in enumerate(cut.graph.node) for name in node.output if name}
-    nodes = channels.model.graph.nodes
-    seats = []
-    for reader in readers:
-        layer = reader.layer
-        groups = np.flatnonzero(keep[layer.y].any(axis=1))
-        inputs = np.asarray([np.flatnonzero(keep[layer.x[group]]) for group in groups])
-        outputs = np.asarray([np.flatnonzero(keep[layer.y[group]]) for group in groups])
-        if reader.y not in makers or not inputs.size or not outputs.size:
-            continue
-        place = reader.landing.bias
-        home = None if place is None else makers.get(nodes[place[0]].outputs[0].name)
-        bias = None if place is None or home is None else (home, place[1])
-        seats.append(Seat(reader, makers[reader.y], groups, inputs, outputs, bias))
-    return seats
 
 
 class Repair:
@@ -384,29 +197,6 @@ class Repair:
         if seat.reader.layer.outputs_first:
             return values.reshape(groups, outputs, inputs, -1)
         return values.reshape(groups, inputs, outputs, -1).swapaxes(1, 2)
-
-
-def write(seat: Seat, found: Fit, numbers: Numbers) -> None:
-    """Add to the weight and the bias of a layer what was fitted."""
-    layer = seat.reader.layer
-    weight = numbers.get(seat.weight)
-    assert weight is not None
-    groups, inputs = seat.inputs.shape
-    slope = found.slope.swapaxes(1, 2).reshape(groups, seat.outputs.shape[1], inputs, -1)
-    added = layer.layout(slope / layer.scale, weight.shape)
-    numbers.set(seat.weight, (weight.astype(np.float64) + added).astype(weight.dtype))
-    add_to_bias(seat, found.offset, numbers)
-
-
-def add_to_bias(seat: Seat, offset: Floats, numbers: Numbers) -> None:
-    """Add a number to each output of a layer, (groups, outputs), where there is a place for it."""
-    bias = None if seat.bias is None else numbers.get(seat.bias)
-    if seat.bias is None or bias is None:
-        return
-    landing, layer = seat.reader.landing, seat.reader.layer
-    added = (offset * seat.per_output(landing.bias_gain)[:, 0]).reshape(bias.shape)
-    added = added / (layer.beta if landing.bias is not None and landing.bias[0] == layer.index else 1)
-    numbers.set(seat.bias, (bias.astype(np.float64) + added).astype(bias.dtype))
 
 
 def stand_in(statistics: Statistics, plan: Plan, cut: ModelProto) -> ModelProto:

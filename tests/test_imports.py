@@ -24,6 +24,7 @@ LAYERS = (
     ("onnxprune.lossless", "onnxprune.evaluation", "onnxprune.repair", "onnxprune.criteria"),
     ("onnxprune.answers", "onnxprune.obs"),
     ("onnxprune.statistics",),
+    ("onnxprune.original", "onnxprune.seats"),
     ("onnxprune.metrics", "onnxprune.data", "onnxprune.zeroing", "onnxprune.readers", "onnxprune.moments"),
     ("onnxprune.surgery", "onnxprune.constants", "onnxprune.images", "onnxprune.arrays", "onnxprune.walk"),
     ("onnxprune.plan", "onnxprune.linear", "onnxprune.quantized", "onnxprune.draft", "onnxprune.inputs"),

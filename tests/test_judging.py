@@ -18,8 +18,9 @@ from onnxprune.data import Data, Split
 from onnxprune.inputs import model_inputs
 from onnxprune.judging import Candidates, digest, judge_on, repaired
 from onnxprune.model import analyse
+from onnxprune.original import Original
 from onnxprune.plan import Plan, whole
-from onnxprune.repair import Original, stand_in
+from onnxprune.repair import stand_in
 from onnxprune.statistics import collect
 from onnxprune.surgery import cut
 

@@ -18,8 +18,9 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.data import Data, Input
 from onnxprune.judging import judge_on, repaired
 from onnxprune.model import analyse
+from onnxprune.original import Effort, Original
 from onnxprune.plan import Plan, whole
-from onnxprune.repair import Effort, Original, Repair, stand_in
+from onnxprune.repair import Repair, stand_in
 from onnxprune.shapes import example_inputs
 from onnxprune.statistics import collect
 from onnxprune.surgery import cut
