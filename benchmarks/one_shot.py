@@ -12,12 +12,15 @@ import argparse
 import time
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from onnxprune import runtime
 from onnxprune.attempt import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
 from onnxprune.finish import Finish
 from onnxprune.judging import judge_on, repaired
+from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Source, prepare
 from onnxprune.progress import Quiet
 from onnxprune.settings import CompressSettings, resolve
@@ -64,4 +67,5 @@ def line(arguments: argparse.Namespace, path: Path, target: str, search: str) ->
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+        main()

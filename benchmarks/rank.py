@@ -22,6 +22,7 @@ import onnxruntime as ort
 import torch
 from onnx import ModelProto, numpy_helper
 from scipy.stats import kendalltau
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,11 +31,13 @@ from onnxprune.criteria import Evidence, importance
 from onnxprune.data import Data, read_data, read_preprocess
 from onnxprune.finish import Finish
 from onnxprune.judging import Candidates, repaired
-from onnxprune.prepare import Source, prepare
+from onnxprune.pipeline import BLAS_THREADS
+from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.problem import Problem, parse_target
 from onnxprune.progress import Quiet
 from onnxprune.repair import stand_in
 from onnxprune.settings import CompressSettings, resolve
+from onnxprune.statistics import Statistics
 from onnxprune.surgery import cut
 
 RATE = 0.005  # folded networks have no BatchNormalization to keep larger steps from diverging
@@ -155,6 +158,16 @@ def augmented(x: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[A
     return made
 
 
+def ready(arguments: argparse.Namespace, seed: int = 0) -> tuple[Prepared, Statistics, Problem]:
+    """Load a model and its data, and rank its channels for one target."""
+    settings = resolve(CompressSettings({"macs": arguments.flops}, seed=seed), True)
+    prepared = prepare(Source(arguments.model, settings, arguments.data, arguments.preprocess))
+    statistics, channels = prepared.statistics(), prepared.lossless.channels
+    target = parse_target("macs", arguments.flops, prepared.original_costs["macs"])
+    worth = importance(Evidence(channels, seed, statistics), "obs")
+    return prepared, statistics, Problem(channels, prepared.costs, [target], worth, lossless=prepared.lossless)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -166,13 +179,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    settings = resolve(CompressSettings({"macs": arguments.flops}, seed=arguments.seed), True)
-    prepared = prepare(Source(arguments.model, settings, arguments.data, arguments.preprocess))
+    prepared, statistics, problem = ready(arguments, arguments.seed)
     assert prepared.parts is not None
-    channels, statistics = prepared.lossless.channels, prepared.statistics()
-    target = parse_target("macs", arguments.flops, prepared.original_costs["macs"])
-    worth = importance(Evidence(channels, arguments.seed, statistics), "obs")
-    problem = Problem(channels, prepared.costs, [target], worth, lossless=prepared.lossless)
+    channels = prepared.lossless.channels
     candidates, finish = prepared.candidates(statistics), Finish(prepared, Quiet())
     data = read_data(arguments.data, prepared.original.model, read_preprocess(arguments.preprocess))
     used = {index for indices in prepared.parts.indices.values() for index in indices}
@@ -212,4 +221,5 @@ def scores(candidates: Candidates, finish: Finish, plan: Any, smaller: ModelProt
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+        main()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from onnxprune import model as models
 from onnxprune import runtime
@@ -25,6 +26,7 @@ from onnxprune.data import read_data, read_preprocess
 from onnxprune.errors import OnnxPruneError
 from onnxprune.finish import Finish
 from onnxprune.judging import judge_on, repaired
+from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.progress import Quiet
 from onnxprune.settings import CompressSettings, resolve
@@ -156,4 +158,5 @@ def smooth(rng: np.random.Generator, samples: int, colours: int, height: int, wi
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+        main()

@@ -16,17 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rank import Network
+from rank import Network, ready
+from threadpoolctl import threadpool_limits
 
 from onnxprune import runtime
-from onnxprune.criteria import Evidence, importance
 from onnxprune.numbers import Numbers
+from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.plan import Plan, kept_atoms
-from onnxprune.prepare import Source, prepare
-from onnxprune.problem import Problem, parse_target
 from onnxprune.readers import find_readers
 from onnxprune.repair import stand_in
-from onnxprune.settings import CompressSettings, resolve
 from onnxprune.surgery import cut
 
 
@@ -38,13 +36,9 @@ def main() -> None:
     parser.add_argument("--flops", default="0.5")
     parser.add_argument("--plans", type=int, default=5)
     arguments = parser.parse_args()
-    settings = resolve(CompressSettings({"macs": arguments.flops}), True)
-    prepared = prepare(Source(arguments.model, settings, arguments.data, arguments.preprocess))
+    prepared, statistics, problem = ready(arguments)
     assert prepared.parts is not None
-    channels, statistics = prepared.lossless.channels, prepared.statistics()
-    target = parse_target("macs", arguments.flops, prepared.original_costs["macs"])
-    worth = importance(Evidence(channels, 0, statistics), "obs")
-    problem = Problem(channels, prepared.costs, [target], worth, lossless=prepared.lossless)
+    channels = prepared.lossless.channels
     candidates = prepared.candidates(statistics)
     readers = find_readers(channels)
     images = len(prepared.parts.search)
@@ -90,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+        main()

@@ -114,7 +114,7 @@ def open_session(
     """Load a model so that its readings can be asked for.
 
     Args:
-        model: gets further outputs for as long as this takes, so that no weights are copied.
+        model: see `runtime.open_with`.
         readings: what will be asked for.
         folder: where its external data lies.
         threads: intra-op threads; None leaves the choice to onnxruntime.
@@ -122,15 +122,7 @@ def open_session(
     Raises:
         InputError: onnxruntime cannot load it.
     """
-    outputs = model.graph.output
-    own = len(outputs)
-    known = {value.name for value in outputs}
-    inside = dict.fromkeys(reading.tensor for reading in readings if reading.tensor not in known)
-    outputs.extend(ValueInfoProto(name=name) for name in inside)
-    try:
-        return runtime.Session(model, folder=folder, threads=threads)
-    finally:
-        del outputs[own:]
+    return runtime.open_with(model, (reading.tensor for reading in readings), folder, threads=threads)
 
 
 def batch_size(data: Data) -> int:

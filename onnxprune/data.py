@@ -203,6 +203,9 @@ def feeds(data: Data, model: Model, most: int = 128) -> Iterator[dict[str, Array
 
 
 def batch_size(data: Data, model: Model) -> int:
-    """Choose how many samples run together."""
+    """Give how many samples run together: what the model fixes, or what its largest tensors allow."""
+    fixed = model.fixed_batch(data.inputs[0].name)
+    if fixed is not None:
+        return fixed
     largest = max((int(np.prod(shape)) for name, shape in model.shapes.items() if name not in model.stored), default=1)
     return int(np.clip(LARGE_TENSOR // max(largest, 1), 1, min(128, max(len(data), 1))))

@@ -10,7 +10,7 @@ from onnxprune.errors import TargetError
 from onnxprune.finish import Finish
 from onnxprune.prepare import Prepared
 from onnxprune.problem import Align, Floats, Judging, Problem
-from onnxprune.progress import Progress
+from onnxprune.progress import Progress, Quiet
 from onnxprune.surgery import cut
 
 TRIALS = 7  # each halves the range of shares that is left
@@ -79,17 +79,11 @@ def _lowest(prepared: Prepared, worth: Sequence[Floats]) -> float:
     return problem.lowest()["macs"] / max(problem.original["macs"], 1)
 
 
-class _Steps:
+class _Steps(Quiet):
     """Passes on how far something is, and nothing else."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-
-    def say(self, text: str) -> None:
-        """Ignore."""
-
-    def stage(self, name: str) -> None:
-        """Ignore."""
 
     def step(self, done: int, total: int) -> None:
         """Pass on."""

@@ -68,6 +68,20 @@ class Linear:
         return self.scale * sums
 
 
+def by_group(weight: Array, groups: int, outputs_first: bool) -> Array:
+    """See a stored weight as (groups, outputs, inputs, kernel); `Linear.layout` is the way back.
+
+    Args:
+        weight: of a convolution, or the matrix of a product.
+        groups: of the convolution; 1 for a product.
+        outputs_first: whether the outputs of a group come before its inputs.
+    """
+    if weight.ndim < 3:
+        return (weight if outputs_first else weight.T)[None, :, :, None]
+    parts = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return parts if outputs_first else parts.swapaxes(1, 2)
+
+
 def stored_values(channels: Channels, name: str) -> Array | None:
     """Give the numbers of a stored float tensor, whichever name it goes by (None: it is none)."""
     model = channels.model
@@ -114,24 +128,22 @@ def only_reader(channels: Channels, index: int) -> int | None:
 def _convolution(channels: Channels, view: View, weight: Array) -> Linear:
     groups = int(view.attribute("group", 1))
     x, y = view.x[1].reshape(groups, -1), view.y[1].reshape(groups, -1)
-    if view.node.op == "Conv":
-        weight = weight.reshape(groups, y.shape[1], x.shape[1], -1)
-    else:
-        weight = weight.reshape(groups, x.shape[1], y.shape[1], -1).swapaxes(1, 2)
+    outputs_first = view.node.op == "Conv"
+    weight = by_group(weight, groups, outputs_first)
     is_uniform = view.node.op == "Conv" and _pads_nothing(view)
     bias = _bias(channels, view, y.size, 1.0, groups)
-    return Linear(view.index, x, y, weight, 1.0, 1.0, bias, is_uniform, view.node.op == "Conv")
+    return Linear(view.index, x, y, weight, 1.0, 1.0, bias, is_uniform, outputs_first)
 
 
 def _product(channels: Channels, view: View, weight: Array) -> Linear:
     is_gemm = view.node.op == "Gemm"
     outputs_first = bool(is_gemm and view.attribute("transB", 0))
-    rows = weight if outputs_first else weight.T
+    rows = by_group(weight, 1, outputs_first)
     x = view.x[0 if is_gemm and view.attribute("transA", 0) else -1]
     scale, beta = float(view.attribute("alpha", 1.0)), float(view.attribute("beta", 1.0))
-    bias = _bias(channels, view, len(rows), beta, 1)
+    bias = _bias(channels, view, rows.shape[1], beta, 1)
     y = view.y[-1][None]
-    return Linear(view.index, x[None], y, rows[None, :, :, None], scale, beta, bias, True, outputs_first)
+    return Linear(view.index, x[None], y, rows, scale, beta, bias, True, outputs_first)
 
 
 def _bias(channels: Channels, view: View, size: int, beta: float, groups: int) -> Floats | None:

@@ -25,7 +25,8 @@ KEPT_ROWS = 4_096
 KEPT_NUMBERS = 100_000_000  # of these rows
 FEW_INPUTS = 64  # as many are solved for all groups at once
 NOISE = 1e-13  # of a square, in what is left of it when the mean is taken off
-SINGLE_NOISE = 1e-7  # of the largest variance, in products in single precision
+SINGLE_NOISE = 1e-7  # of a variance, in products in single precision
+DOUBLE_NOISE = 1e-15  # the same in double precision
 COLUMNS = 2_048  # of rows that are brought to double precision at once
 
 
@@ -277,7 +278,7 @@ class _System:
         """Give what of each row goes into the slope, (rows, outputs)."""
         if not np.isfinite(ridge):
             return np.zeros_like(self.r)
-        return _cholesky_solved(self.products, self.r, ridge, self.scale, self.noise)
+        return _cholesky_solved(self.products, self.r, ridge, self.scale, self.noise, DOUBLE_NOISE)
 
     def line(self, ridge: float) -> tuple[Floats, Floats]:
         """Fit slope (inputs, outputs) and offset (outputs)."""
@@ -364,22 +365,29 @@ def _solved(xx: Floats, xr: Floats, ridge: float, noise: Floats) -> Floats:
     """Solve (xx + ridge) slope = xr, per group."""
     scale = np.einsum("gii->g", xx) / max(xx.shape[1], 1)
     if xx.shape[1] > FEW_INPUTS:
-        return np.stack([_cholesky_solved(*g) for g in zip(xx, xr, [ridge] * len(xx), scale, noise, strict=True)])
+        groups = zip(xx, xr, scale, noise, strict=True)
+        return np.stack([_cholesky_solved(a, b, ridge, s, least, SINGLE_NOISE) for a, b, s, least in groups])
     values, vectors = np.linalg.eigh(xx)
     least = np.maximum(SINGLE_NOISE * values[:, -1:], noise[:, None] + 1e-30)
     values = np.maximum(values + ridge * scale[:, None], least)
     return np.asarray(vectors @ (vectors.swapaxes(1, 2) @ xr / values[:, :, None]))
 
 
-def _cholesky_solved(products: Floats, right: Floats, ridge: float, scale: float, noise: float) -> Floats:
-    """Solve (products + ridge) unknowns = right; where that is singular, with more of a ridge."""
+def _cholesky_solved(
+    products: Floats, right: Floats, ridge: float, scale: float, noise: float, precision: float
+) -> Floats:
+    """Solve (products + ridge) unknowns = right; where that is singular, or lost in noise, with more of a ridge."""
     scale, noise = max(scale, 0.0), noise + 1e-30
     while np.isfinite(ridge):
         ridged = products.copy()
         ridged.flat[:: len(ridged) + 1] += ridge * scale + noise
+        variances = ridged.diagonal().copy()
         try:
             factor = cho_factor(ridged, overwrite_a=True, check_finite=False)
         except LinAlgError:
+            factor = None
+        # The square of a pivot is what of a variance the inputs before it do not explain.
+        if factor is None or (np.square(factor[0].diagonal()) < precision * variances).any():
             ridge, noise = ridge * 10, noise * 10
             continue
         return np.asarray(cho_solve(factor, right, check_finite=False))

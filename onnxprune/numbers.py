@@ -113,7 +113,7 @@ def _uses(graph: GraphProto) -> Counter[str]:
     found = Counter(value.name for value in graph.output)
     for node in graph.node:
         found.update(node.input)
-        for body in _bodies(node):
+        for body in bodies(node):
             found += _uses(body)
     return found
 
@@ -124,11 +124,12 @@ def _names(graph: GraphProto) -> Iterator[str]:
     yield from (tensor.values.name for tensor in graph.sparse_initializer)
     for node in graph.node:
         yield from (*node.input, *node.output)
-        for body in _bodies(node):
+        for body in bodies(node):
             yield from _names(body)
 
 
-def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """Give the bodies of an If, Loop or Scan node."""
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):

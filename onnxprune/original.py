@@ -83,6 +83,7 @@ class Original:
         self.effort = effort or Effort()
         self.data = data
         self.threads = threads
+        self._batch = batch_size(data, channels.model)
         self._seed = seed
         self._walk = self._new_walk()
         self._held: dict[int, list[Target]] = {}
@@ -97,9 +98,8 @@ class Original:
 
     def walk(self, proto: ModelProto) -> Walk:
         """Start to run a model over the samples."""
-        model = self.channels.model
-        batches = len(self.data) // (model.fixed_batch(self.data.inputs[0].name) or batch_size(self.data, model))
-        return Walk(proto, model.folder, self.feeds, threads=self.threads, batches=batches)
+        batches = len(self.data) // self._batch
+        return Walk(proto, self.channels.model.folder, self.feeds, threads=self.threads, batches=batches)
 
     def targets(self, reader: Reader) -> Iterator[Target]:
         """Give what a layer answers, batch by batch; layers are best asked for in order."""
@@ -128,10 +128,8 @@ class Original:
         groups = len(layer.x)
         wanted = self.effort.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
         names = [reader.y] if partner is None else [reader.y, partner]
-        model = self.channels.model
-        samples = model.fixed_batch(self.data.inputs[0].name) or batch_size(self.data, model)
         for batch in self._walk.taps(names):
             y = batch[reader.y]
-            places = how.places(y, max(1, round(wanted * samples)), rng)
+            places = how.places(y, max(1, round(wanted * self._batch)), rng)
             other = None if partner is None else how.targets(batch[partner], places, groups)
             yield Target(places, y.shape[2:], how.targets(y, places, groups), other)

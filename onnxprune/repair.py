@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto
 
+from onnxprune.linear import by_group
 from onnxprune.moments import Fit, best_fit, new_sums
 from onnxprune.numbers import Numbers
 from onnxprune.original import Original
@@ -67,27 +68,23 @@ class Repair:
     def match_moments(self) -> ModelProto:
         """Estimate BatchNormalization anew, and give every other layer's outputs the mean and spread they had."""
         norms = dict(self._norms())
+        normalised = set(norms.values())
         seats = {seat.node: seat for seat in self.seats}
         for number, index in enumerate(sorted({*norms, *seats})):
             self.progress.step(number, len(norms) + len(seats))
             self.walk.advance(index)
             if index in norms:
                 self._estimate(index)
-            elif not self._is_normalised(index):
+            elif seats[index].reader.y not in normalised:
                 self._match(seats[index])
         return self.numbers.proto
 
     def _norms(self) -> Iterator[tuple[int, str]]:
-        """List the BatchNormalization nodes whose mean and variance are their own."""
+        """List the BatchNormalization nodes whose mean and variance are stored, and what they read."""
         for index, node in enumerate(self.numbers.proto.graph.node):
             places = [(index, position) for position in (3, 4)]
             if node.op_type == "BatchNormalization" and all(self.numbers.tensor(p) is not None for p in places):
                 yield index, node.input[0]
-
-    def _is_normalised(self, index: int) -> bool:
-        """Tell whether a BatchNormalization reads what a layer puts out."""
-        name = self.numbers.proto.graph.node[index].output[0]
-        return any(read == name for _, read in self._norms())
 
     def _estimate(self, index: int) -> None:
         """Set mean and variance of a BatchNormalization to what arrives."""
@@ -188,15 +185,7 @@ class Repair:
     def _weight(self, seat: Seat) -> Array | None:
         """Read a weight of the cut model as (groups, outputs, inputs, kernel)."""
         values = self.numbers.get(seat.weight)
-        if values is None:
-            return None
-        groups, inputs = seat.inputs.shape
-        outputs = seat.outputs.shape[1]
-        if values.ndim < 3:
-            return (values if seat.reader.layer.outputs_first else values.T)[None, :, :, None]
-        if seat.reader.layer.outputs_first:
-            return values.reshape(groups, outputs, inputs, -1)
-        return values.reshape(groups, inputs, outputs, -1).swapaxes(1, 2)
+        return None if values is None else by_group(values, len(seat.groups), seat.reader.layer.outputs_first)
 
 
 def stand_in(statistics: Statistics, plan: Plan, cut: ModelProto) -> ModelProto:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,30 @@ class Session:
         except Exception as error:
             raise InputError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
         return result
+
+
+def open_with(
+    model: onnx.ModelProto, names: Iterable[str], folder: Path, *, threads: int | None = None, optimize: bool = True
+) -> Session:
+    """Load a model so that more of its tensors can be asked for, after its own outputs.
+
+    Args:
+        model: gets further outputs for as long as this takes, so that no weights are copied.
+        names: of the tensors; outputs among them stay where they are.
+        folder: where its external data lies.
+        threads: see `Session`.
+        optimize: see `Session`.
+
+    Raises:
+        InputError: onnxruntime cannot load the model.
+    """
+    outputs = model.graph.output
+    own, known = len(outputs), {value.name for value in outputs}
+    outputs.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
+    try:
+        return Session(model, folder=folder, threads=threads, optimize=optimize)
+    finally:
+        del outputs[own:]
 
 
 def evaluate(model: onnx.ModelProto, inputs: Mapping[str, Array], folder: Path | None = None) -> list[Any]:

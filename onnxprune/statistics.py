@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ValueInfoProto
 from platformdirs import user_cache_path
 
 from onnxprune import runtime
@@ -280,13 +279,7 @@ class _Pass:
         model = self.channels.model
         wanted = [name for s in sums for name in (s.reader.x, s.reader.y)] + [r.landing.tensor for r in landing]
         names = [name for name in dict.fromkeys(wanted) if name not in model.bound]
-        outputs = model.proto.graph.output
-        known = len(outputs)
-        outputs.extend(ValueInfoProto(name=name) for name in names if name not in {o.name for o in outputs})
-        try:
-            session = runtime.Session(model.proto, folder=model.folder)
-        finally:
-            del outputs[known:]
+        session = runtime.open_with(model.proto, names, model.folder)
         spread = {reader.layer.index: _Spread(reader) for reader in landing}
         rng, done = np.random.default_rng(self.seed), 0
         tapped = sum(int(np.prod(model.shapes.get(name, ()))) for name in names)

@@ -14,6 +14,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnxprune import runtime
+from onnxprune.numbers import bodies
 from onnxprune.shapes import real_inputs
 from onnxprune.weights import Array
 
@@ -173,9 +174,8 @@ def _like(name: str, batches: Sequence[Array]) -> ValueInfoProto:
 def _reads(node: NodeProto) -> Iterator[str]:
     """Name what a node reads, the nodes of its bodies included."""
     yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            yield from _captured(body)
+    for body in bodies(node):
+        yield from _captured(body)
 
 
 def _captured(body: GraphProto) -> Iterator[str]:

@@ -52,6 +52,8 @@ class Workers:
         if kind is not None:  # a plan may take minutes, and nobody waits for it any more
             for child in children:
                 child.terminate()
+            for child in children:
+                child.join()
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
