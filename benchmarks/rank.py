@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--start", choices=["cut", "repaired"], default="cut")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     prepared, statistics, problem = ready(arguments, arguments.seed)
@@ -193,7 +194,8 @@ def main() -> None:
         plan = problem.plan(problem.fit(rng.uniform(0.2, 1, len(problem.widths))))
         smaller = cut(channels, plan, runtime.evaluate)
         row = scores(candidates, finish, plan, smaller, statistics)
-        row["trained"] = trained_accuracy(smaller, to_train, unseen, arguments.epochs, arguments.seed)
+        start = smaller if arguments.start == "cut" else repaired(finish.original, plan, smaller, "least_squares")
+        row["trained"] = trained_accuracy(start, to_train, unseen, arguments.epochs, arguments.seed)
         rows.append(row)
         print(number, {name: round(value, 4) for name, value in row.items()}, flush=True)
     trained = [row["trained"] for row in rows]

@@ -34,7 +34,7 @@ from onnxprune.shapes import example_inputs
 from onnxprune.statistics import Statistics
 from onnxprune.surgery import cut
 
-CRITERIA = ("obs", "activation", "l1", "random")
+CRITERIA = ("obs", "taylor", "activation", "l1", "random")
 REPAIRS = ("none", "bn", "least_squares")
 SEEDS = range(3)  # of the random criterion
 
@@ -99,7 +99,9 @@ def ready(
 def attempted(prepared: Prepared, statistics: Statistics) -> Attempts:
     settings = prepared.source.settings
     assert settings.criterion is not None
-    worth = importance(Evidence(prepared.lossless.channels, settings.seed, statistics), settings.criterion)
+    assert prepared.parts is not None
+    evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, prepared.parts.calibration)
+    worth = importance(evidence, settings.criterion)
     return Attempts(prepared, worth, None, Quiet())
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxprune.reporting import Report
 
-STAGES = {"original": "original", "cut": "cut", "repair": "repaired"}
+STAGES = {"original": "original", "cut": "cut", "repair": "repaired", "finetune": "fine-tuned"}
 ANSWERS = {
     "accuracy": ("top-1", "{:.2%}"),
     "top5": ("top-5", "{:.2%}"),
@@ -50,13 +50,20 @@ ANSWERS = {
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan, if --align is given.")
 @click.option(
     "--criterion",
-    help="How channels are ranked: obs (default with --data), activation, fpgm, l1, l2 (default without), random.",
+    help="Rank of channels: obs (default with --data), taylor, activation, fpgm, l1, l2 (default without), random.",
 )
 @click.option(
     "--repair",
     default="least_squares",
     show_default=True,
     help="How --data makes up for what was cut: least_squares fits every layer again, bn only means and spreads, none.",
+)
+@click.option(
+    "--finetune-epochs",
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Then train on --data, all but what is held out, with the original as teacher (finetune has more choices).",
 )
 @click.option(
     "--calibration",
@@ -97,6 +104,7 @@ def compress(
     seed: int,
     criterion: str | None,
     repair: str,
+    finetune_epochs: int,
     calibration: int | None,
     workers: int,
     align: int | None,
@@ -127,6 +135,7 @@ def compress(
         seed=seed,
         criterion=criterion,
         repair=repair,
+        finetune_epochs=finetune_epochs,
         calibration=calibration,
         workers=workers,
         align=align,

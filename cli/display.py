@@ -58,7 +58,7 @@ json_option = click.option(
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=_check_json,
-    help="Write the result as JSON to this file.",
+    help="Write the result as JSON to this file (-: print it, best with --quiet).",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -205,8 +205,12 @@ def write_result(json_file: Path | None, content: Any) -> None:
     """
     if json_file is None:
         return
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if str(json_file) == "-":
+        click.echo(text)
+        return
     try:
-        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        json_file.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--json {json_file} cannot be written: {error.strerror}") from error
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "apply": "onnxprune.cli.apply:apply",
     "compress": "onnxprune.cli.compress:compress",
     "evaluate": "onnxprune.cli.evaluate:evaluate",
+    "finetune": "onnxprune.cli.finetune:finetune",
     "inspect": "onnxprune.cli.inspect:inspect",
     "models": "onnxprune.cli.models:models",
 }

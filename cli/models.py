@@ -1,4 +1,4 @@
-"""``onnxprune models``: the networks of the zoo and their export to ONNX."""
+"""``onnxprune models``: the networks of the zoo, their export to ONNX, and their training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
+from .finetune import train
 
 if TYPE_CHECKING:
     from onnxprune.models import ZooEntry
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(no_args_is_help=False, epilog="Example: onnxprune models export resnet18 -o resnet18.onnx")
 def models() -> None:
-    """List the networks of the zoo, or export one to ONNX."""
+    """List the networks of the zoo, export one to ONNX, or train one."""
 
 
 @models.command("list", epilog="Example: onnxprune models list --json zoo.json")
@@ -69,6 +70,64 @@ def export_model(
     display.write_result(json_file, {"format": "onnxprune.export/1", **_described(entry), "output": path.name})
     if not quiet:
         click.echo(f"wrote {path}: input {_shape(entry)}, {entry.classes} classes, {megabytes:.1f} MB")
+
+
+@models.command(
+    "train", epilog="Example: onnxprune models train cifar_resnet20 --data cifar10_train.npz -o resnet20.onnx"
+)
+@click.argument("name")
+@click.option("--data", required=True, help=f"Images with labels: {display.DATA_FORMS}.")
+@display.preprocess_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write; NAME.onnx by default.")
+@click.option("--epochs", type=int, help="Times that every image is seen; the network's recipe has a default.")
+@click.option("--seed", default=0, show_default=True, help="Draws the first weights, and everything else.")
+@click.option("--holdout", default=2000, show_default=True, help="Most images held out, to choose the best epoch by.")
+@click.option("--run", type=click.Path(path_type=Path), help="Folder for checkpoints; OUTPUT.run by default.")
+@click.option("--resume", is_flag=True, help="Go on with the run that the folder holds.")
+@display.force_option
+@display.json_option
+@display.quiet_option
+def train_model(
+    name: str,
+    data: str,
+    preprocess: str,
+    output: Path | None,
+    epochs: int | None,
+    seed: int,
+    holdout: int,
+    run: Path | None,
+    resume: bool,
+    force: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Train the network NAME from scratch by its recipe and write it to an ONNX file; torchrun gives more processes."""
+    import tempfile
+    from dataclasses import asdict
+
+    from onnxprune import models as zoo
+    from onnxprune.models.recipes import recipe
+    from onnxprune.training.settings import FinetuneSettings
+
+    asked = {**asdict(recipe(name)), "seed": seed, "holdout": holdout}
+    if epochs is not None:
+        asked["epochs"] = epochs
+    out = output if output is not None else Path(f"{name}.onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        start = Path(folder) / f"{name}.onnx"
+        zoo.export(name, start, seed=seed, to_train=True)
+        train(
+            start,
+            out,
+            FinetuneSettings(**asked),
+            quiet=quiet,
+            json_file=json_file,
+            data=data,
+            preprocess=preprocess,
+            run=run,
+            resume=resume,
+            force=force,
+        )
 
 
 def _shape(entry: ZooEntry) -> str:

@@ -141,6 +141,7 @@ def export(
     seed: int = 0,
     weights: Path | str | None = None,
     batch: int | None = None,
+    to_train: bool = False,
 ) -> None:
     """Write a network as an ONNX file with the input ``image`` and the outputs that its entry names.
 
@@ -151,13 +152,26 @@ def export(
         seed: Draws the weights where no file gives them.
         weights: A state dict (.safetensors, .pt or .pth) to use instead of drawn weights.
         batch: Fixes the batch size; left out, it stays dynamic.
+        to_train: Draw the weights that training starts from, and leave BatchNorm in the graph.
     """
     from .exporter import check_request, load_weights, write_onnx
+    from .initial import untrained
 
     entry = describe(name)
     check_request(Path(path), exporter, batch)
-    net = build(name, seed) if weights is None else load_weights(blueprint(name), Path(weights))
-    write_onnx(net, entry.input_shape, Path(path), exporter=exporter, batch=batch, outputs=entry.outputs)
+    if weights is not None:
+        net = load_weights(blueprint(name), Path(weights))
+    else:
+        net = untrained(blueprint(name), seed) if to_train else build(name, seed)
+    write_onnx(
+        net,
+        entry.input_shape,
+        Path(path),
+        exporter=exporter,
+        batch=batch,
+        outputs=entry.outputs,
+        keep_norms=to_train,
+    )
 
 
 def blueprint(name: str) -> nn.Module:

@@ -44,6 +44,7 @@ def write_onnx(
     exporter: str = "torchscript",
     batch: int | None = None,
     outputs: Sequence[str] = ("logits",),
+    keep_norms: bool = False,
 ) -> None:
     """Write a network with the input ``image``; the file appears whole or not at all.
 
@@ -54,8 +55,11 @@ def write_onnx(
         exporter: One of `EXPORTERS`.
         batch: Fixes the batch size; left out, it stays dynamic.
         outputs: The names of the outputs, in the network's order.
+        keep_norms: Leave BatchNorm in the graph instead of folding it into the convolutions; torchscript only.
     """
     check_request(path, exporter, batch)
+    if keep_norms and exporter != "torchscript":
+        raise InputError(f"the exporter {exporter} folds BatchNorm; export what is to be trained through torchscript")
     # A file beyond the limit of protobuf comes with its weights beside it, under names the model refers to. A folder of
     # its own lets every file be written under its final name.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
@@ -66,19 +70,24 @@ def write_onnx(
             if exporter == "dynamo":
                 _export_dynamo(net, example, draft, outputs, dynamic=batch is None)
             else:
-                _export_torchscript(net, example, draft, outputs, dynamic=batch is None)
+                _export_torchscript(net, example, draft, outputs, dynamic=batch is None, keep_norms=keep_norms)
         beside = [file for file in Path(folder).iterdir() if file != draft]
         for file in (*beside, draft):
             os.replace(file, path.parent / file.name)
 
 
-def _export_torchscript(net: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], *, dynamic: bool) -> None:
+def _export_torchscript(
+    net: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], *, dynamic: bool, keep_norms: bool
+) -> None:
+    mode = torch.onnx.TrainingMode.PRESERVE if keep_norms else torch.onnx.TrainingMode.EVAL
     torch.onnx.export(
         net,
         (example,),
         path,
         dynamo=False,
         opset_version=_TORCHSCRIPT_OPSET,
+        training=mode,
+        do_constant_folding=not keep_norms,
         input_names=["image"],
         output_names=list(outputs),
         dynamic_axes={name: {0: "batch"} for name in ("image", *outputs)} if dynamic else None,

@@ -8,12 +8,14 @@ a sane size through the deepest network, so a wrong channel changes the logits.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 
 _BIAS_STD = 0.1
 _TOKEN_STD = 0.5
+_START_STD = 0.02
 
 
 def initialize(net: nn.Module, input_shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -35,6 +37,30 @@ def initialize(net: nn.Module, input_shape: tuple[int, int, int], seed: int) -> 
             _draw(module, generator)
         if norms:
             _measure_statistics(net, norms, input_shape, generator)
+    return net
+
+
+def untrained(net: nn.Module, seed: int) -> nn.Module:
+    """Give a network the weights that training starts from (He et al., 2015); return it on the CPU, in eval mode.
+
+    Args:
+        net: A network as for `initialize`.
+        seed: The same seed gives the same weights, bit for bit.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    net.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
+                mode: Literal["fan_in", "fan_out"] = "fan_in" if isinstance(module, nn.Linear) else "fan_out"
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+                module.reset_parameters()
+            else:
+                for parameter in module.parameters(recurse=False):  # class tokens, positions
+                    parameter.normal_(std=_START_STD, generator=generator)
     return net
 
 

@@ -1,6 +1,7 @@
 """Structured pruning for ONNX models: an ONNX file in, a smaller and faster ONNX file out.
 
-The commands of the command line are functions here, under the same names: `inspect`, `compress`, `apply`, `evaluate`.
+The commands of the command line are functions here, under the same names: `inspect`, `compress`, `apply`, `finetune`,
+`evaluate`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxprune.finetuning import finetune as finetune
     from onnxprune.inspection import inspect as inspect
     from onnxprune.pipeline import apply as apply
     from onnxprune.pipeline import compress as compress
     from onnxprune.pipeline import evaluate as evaluate
     from onnxprune.settings import CompressSettings as CompressSettings
+    from onnxprune.training.settings import FinetuneSettings as FinetuneSettings
 
 _HOMES = {
     "CompressSettings": "settings",
+    "FinetuneSettings": "training.settings",
     "apply": "pipeline",
     "compress": "pipeline",
     "evaluate": "pipeline",
+    "finetune": "finetuning",
     "inspect": "inspection",
 }
-__all__ = ["CompressSettings", "apply", "compress", "evaluate", "inspect"]
+__all__ = ["CompressSettings", "FinetuneSettings", "apply", "compress", "evaluate", "finetune", "inspect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import FROZEN, Channels
+from onnxprune.data import Data
 from onnxprune.errors import InputError
 from onnxprune.linear import linear
 from onnxprune.obs import Curves
@@ -33,12 +34,14 @@ class Evidence:
         channels: of the model.
         seed: of what is drawn at random.
         statistics: what layers read on calibration data; None without data.
+        data: the calibration data itself.
         progress: told how many groups are done.
     """
 
     channels: Channels
     seed: int = 0
     statistics: Statistics | None = None
+    data: Data | None = None
     progress: Progress = field(default_factory=Quiet)
 
     @property
@@ -106,6 +109,15 @@ def _obs(evidence: Evidence) -> Floats:
             total[group.channels] = np.maximum(errors, 1e-30)
         evidence.progress.step(number + 1, len(groups))
     return _completed(evidence.channels, total)
+
+
+def _taylor(evidence: Evidence) -> Floats:
+    """Give how far the answers move when a channel goes, to first order, see `training.taylor`."""
+    from onnxprune.training.taylor import slopes  # PyTorch takes seconds to load
+
+    assert evidence.data is not None, "`resolve` lets no criterion run without its data"
+    found = slopes(evidence.channels, evidence.measured.readers, evidence.data, evidence.seed, evidence.progress)
+    return _completed(evidence.channels, found)
 
 
 def _fpgm(evidence: Evidence) -> Floats:
@@ -186,6 +198,7 @@ CRITERIA: dict[str, Criterion] = {
     "l2": _l2,
     "obs": _obs,
     "random": _random,
+    "taylor": _taylor,
 }
-NEED_DATA = frozenset({"activation", "obs"})
+NEED_DATA = frozenset({"activation", "obs", "taylor"})
 """Criteria that look at calibration data."""

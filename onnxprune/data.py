@@ -103,12 +103,14 @@ class Split:
         calibration: what repairs and criteria may look at.
         search: what candidates are judged on.
         holdout: what results are reported on; nothing else may see it.
+        train: what may be trained on: the first of them, and what is in none.
         indices: which samples of the data each part holds, by the part's name.
     """
 
     calibration: Data
     search: Data
     holdout: Data
+    train: Data
     indices: dict[str, list[int]]
 
 
@@ -143,6 +145,7 @@ def split(data: Data, *, seed: int = 0, calibration: int = 2048, search: int = 1
     parts = {name: order[a:b] for name, a, b in zip(names, ends, ends[1:], strict=False)}
     return Split(
         **{name: data.take(part) for name, part in parts.items()},
+        train=data.take(order[held + judged :]),
         indices={name: part.tolist() for name, part in parts.items()},
     )
 

@@ -21,6 +21,12 @@ class TargetError(OnnxPruneError):
     exit_code = 3
 
 
+class InterruptedRunError(OnnxPruneError):
+    """The user stopped a run that can go on; the message says how."""
+
+    exit_code = 130
+
+
 class VerifyError(OnnxPruneError):
     """A result failed its own verification and was not written: a defect of this package, please report it."""
 

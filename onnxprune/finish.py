@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
+from onnxprune import runtime
 from onnxprune.evaluation import Judge, Scores
 from onnxprune.judging import digest, judge_on, repaired
+from onnxprune.model import analyse
 from onnxprune.original import Original
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
@@ -84,13 +88,35 @@ class Finish:
         allowed = self._settings.max_drop
         return allowed is None or self.drop(self.repaired(plan, smaller)) <= allowed
 
-    def stages(self, smaller: ModelProto, result: ModelProto) -> list[dict[str, Any]]:
-        """Judge the original, the cut model and the result on the samples held out."""
+    def finetuned(self, model: ModelProto) -> ModelProto:
+        """Train a model on all samples that are not for the search or held out, with the original as its teacher.
+
+        Labels are learnt as well where there are any. The best epoch is chosen by the samples of the search.
+        """
+        from onnxprune.training.lesson import Lesson, train  # PyTorch takes seconds to load
+        from onnxprune.training.processes import processes
+        from onnxprune.training.settings import FinetuneSettings
+
+        original, parts = self._prepared.original.model, self._parts
+        smaller = analyse(model, original.folder, runtime.evaluate, self._settings.shapes)
+        offset = self._prepared.source.label_offset
+        lesson = Lesson(smaller, original, parts.train, parts.search.loaded(), offset, {})
+        asked = FinetuneSettings(epochs=self._settings.finetune_epochs, seed=self._settings.seed)
+        with tempfile.TemporaryDirectory() as folder, processes() as team:
+            trained, result = train(lesson, asked, Path(folder), team, self._progress)
+        if result.stopped:
+            self._progress.say(result.stopped)
+        return trained
+
+    def stages(self, smaller: ModelProto, result: ModelProto, trained: ModelProto) -> list[dict[str, Any]]:
+        """Judge the original, the cut model, the repaired and the trained one on the samples held out."""
         found = [self._stage_of_original, _stage("cut", self._held_out.judge(smaller))]
         if self._settings.repair != "none":
             is_repaired = result is not smaller
             repair = _stage("repair", self._held_out.judge(result)) if is_repaired else {**found[-1], "name": "repair"}
             found.append(repair)
+        if self._settings.finetune_epochs:
+            found.append(_stage("finetune", self._held_out.judge(trained)))
         return found
 
     def used(self) -> dict[str, Any]:
@@ -98,6 +124,10 @@ class Finish:
         purposes, indices = dict(PURPOSES), self._parts.indices
         if self._settings.max_drop is not None:
             purposes["holdout"] += " and for --max-drop"
+        if self._settings.finetune_epochs:
+            others = len(self._parts.train) - len(self._parts.calibration)
+            purposes["calibration"] += f"; trained on, with {others} samples that are in no part"
+            purposes["search"] += ", and to choose the best epoch"
         return {
             "source": self._parts.holdout.source,
             "preprocess": self._prepared.source.preprocess,

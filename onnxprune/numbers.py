@@ -76,7 +76,8 @@ class Numbers:
                 self._declare(name, values)
             doc = tensor.doc_string
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-            tensor.doc_string = doc
+            if doc:
+                tensor.doc_string = doc
             if name not in self.changed and name not in self.added:
                 self.changed.append(name)
             return

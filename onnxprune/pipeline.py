@@ -100,18 +100,23 @@ def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> R
         checks = verify(lossless.channels, attempt.plan, attempt.result, settings.verify)
         if lossless.count:
             checks |= verify_lossless(prepared.original, lossless.channels, lossless.plan, settings.verify)
-        if result is not attempt.result:
-            checks |= verify_repaired(lossless.channels, attempt.plan, result, settings.verify)
+    trained = result
+    if finish is not None and settings.finetune_epochs:
+        with clock.stage("fine-tune"):
+            trained = finish.finetuned(result)
+    if trained is not attempt.result:
+        with clock.stage("verify"):
+            checks |= verify_repaired(lossless.channels, attempt.plan, trained, settings.verify)
     report = summarise(prepared, attempt, out, clock)
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
     if finish is not None:
         with clock.stage("evaluate"):
-            report.add_stages(finish.stages(attempt.result, result))
+            report.add_stages(finish.stages(attempt.result, result, trained))
         report.data = finish.used()
         _note_answers(report, source.settings, is_repaired=result is not attempt.result)
     with clock.stage("write"):
-        write_results(path, out, attempt, result, report)
+        write_results(path, out, attempt, trained, report)
     return report
 
 
@@ -124,7 +129,8 @@ def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: P
         with clock.stage("collect statistics"):
             statistics = prepared.statistics(progress)
     with clock.stage("rank channels"):
-        evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, progress)
+        samples = None if prepared.parts is None else prepared.parts.calibration
+        evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, samples, progress)
         worth = importance(evidence, settings.criterion)
     with _judging(prepared, statistics) as judging:
         with clock.stage("search"):

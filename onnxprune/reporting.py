@@ -53,7 +53,7 @@ class Report:
         lossless: how many channels went at no cost, and the share of the MACs that went with them.
         groups: per group its name, width, channels kept and step.
         frozen: what stays and why, with its share of the MACs.
-        stages: what the original, the cut model and the repaired one answer to samples held out.
+        stages: what the original, the cut, the repaired and the trained model answer to samples held out.
         data: which samples were used for what.
         checks: what was verified.
         alignments: what each alignment tried gave.
@@ -100,7 +100,7 @@ class Report:
 def versions() -> dict[str, str]:
     """Name the versions that a number depends on."""
     found = {"python": platform.python_version()}
-    for name in ("onnxprune", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy"):
+    for name in ("onnxprune", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy", "torch"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

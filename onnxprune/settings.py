@@ -22,6 +22,7 @@ class CompressSettings:
         seed: same seed, same plan, as long as `align` is fixed.
         criterion: how channels are ranked; None chooses by whether there is data.
         repair: how a cut model is repaired, see `REPAIRS`.
+        finetune_epochs: times that the repaired model is trained on all samples; 0 leaves it as it is.
         calibration: the most samples that statistics and repair look at; None: 2,048, or fewer of a large model.
         workers: processes that judge candidates.
         align: multiple that widths must be; None chooses by measuring.
@@ -40,6 +41,7 @@ class CompressSettings:
     seed: int = 0
     criterion: str | None = None
     repair: str = "least_squares"
+    finetune_epochs: int = 0
     calibration: int | None = None
     workers: int = 1
     align: int | None = None
@@ -73,6 +75,8 @@ def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
         raise InputError(
             "--max-drop needs --data to measure what is lost; give --data, or a target such as --flops 0.5"
         )
+    if not has_data and chosen.finetune_epochs:
+        raise InputError("--finetune-epochs needs samples to train on; give --data")
     return chosen if has_data else replace(chosen, repair="none")
 
 
@@ -95,6 +99,8 @@ def _check(settings: CompressSettings) -> None:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")
     if settings.calibration is not None and settings.calibration < 1:
         raise InputError(f"--calibration {settings.calibration}: at least one sample is needed")
+    if settings.finetune_epochs < 0:
+        raise InputError(f"--finetune-epochs {settings.finetune_epochs}: give 0 or more")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")
     if settings.seed < 0:

@@ -30,10 +30,12 @@ COMMANDS = {
     "apply": [],
     "compress": [],
     "evaluate": [],
+    "finetune": [],
     "inspect": [],
     "models": [],
     "models list": [],
     "models export": [],
+    "models train": [],
 }
 
 

@@ -363,3 +363,24 @@ def test_answers_that_are_not_finite_are_told_in_plain_json(folder: Path, monkey
     for file in ("small.report.json", "small.plan.json", "result.json"):
         content = json.loads(Path(file).read_text(), parse_constant=refuse)
         assert file == "small.plan.json" or content["stages"][1]["kl"] is None
+
+
+def test_training_follows_the_repair_with_the_original_as_teacher(folder: Path) -> None:
+    give(convs(), images(), labels=False)
+    report = compress(finetune_epochs=2)
+    assert [stage["name"] for stage in report.stages] == ["original", "cut", "repair", "finetune"]
+    bare = compress("bare.onnx")
+    assert report.stages[:3] == bare.stages
+    small, repaired = onnx.load("small.onnx"), onnx.load("bare.onnx")
+    assert [(t.name, list(t.dims)) for t in small.graph.initializer] == [
+        (t.name, list(t.dims)) for t in repaired.graph.initializer
+    ]
+    assert judged("small.onnx", report, "holdout").kl == pytest.approx(report.stages[3]["kl"], rel=1e-3)
+    assert "trained on" in report.data["parts"]["calibration"]["purpose"]
+
+
+def test_training_needs_data(folder: Path) -> None:
+    write(convs(), Path("model.onnx"))
+    outcome = run("compress", "model.onnx", "--flops", 0.5, "--finetune-epochs", 2)
+    assert outcome.code == 2
+    assert "--finetune-epochs needs samples to train on; give --data" in outcome.errors[0]

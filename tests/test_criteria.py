@@ -114,7 +114,7 @@ def test_random_importance_follows_the_seed_and_nothing_else() -> None:
 def measured(channels: Channels, x: Array) -> Evidence:
     """Everything that a criterion may look at, from these images."""
     data = Data({"image": x}, model_inputs(channels.model), None, None, "x.npy", np.arange(len(x)))
-    return Evidence(channels, statistics=collect(channels, data))
+    return Evidence(channels, statistics=collect(channels, data), data=data)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

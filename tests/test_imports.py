@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("onnxprune.cli",),
     ("onnxprune",),  # the public functions
-    ("onnxprune.pipeline",),
+    ("onnxprune.pipeline", "onnxprune.finetuning"),
     ("onnxprune.summary", "onnxprune.outputs", "onnxprune.dropping"),
     ("onnxprune.attempt", "onnxprune.inspection", "onnxprune.finish", "onnxprune.workers"),
     ("onnxprune.prepare",),
@@ -22,6 +22,8 @@ LAYERS = (
     ("onnxprune.search",),
     ("onnxprune.problem", "onnxprune.judging", "onnxprune.verify"),
     ("onnxprune.lossless", "onnxprune.evaluation", "onnxprune.repair", "onnxprune.criteria"),
+    ("onnxprune.training",),
+    ("onnxprune.training.functions",),
     ("onnxprune.answers", "onnxprune.obs"),
     ("onnxprune.statistics",),
     ("onnxprune.original", "onnxprune.seats"),

@@ -1,0 +1,216 @@
+"""Train an ONNX model in PyTorch and write it back in its own structure: ``onnxprune finetune``."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune import model as models
+from onnxprune import runtime
+from onnxprune.data import Data, read_data, read_preprocess
+from onnxprune.errors import InputError
+from onnxprune.evaluation import Judge, Scores
+from onnxprune.files import write_json
+from onnxprune.model import Model
+from onnxprune.outputs import beside, check_apart, check_outputs
+from onnxprune.plan import file_sha256
+from onnxprune.progress import Clock, Progress, Quiet
+from onnxprune.reporting import versions
+from onnxprune.training import checkpoint
+from onnxprune.training.lesson import Lesson, train
+from onnxprune.training.processes import Processes, processes
+from onnxprune.training.settings import FinetuneSettings, check
+
+FORMAT = "onnxprune.finetune/1"
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What a run of finetune did.
+
+    Attributes:
+        model: the input file's name.
+        output: the output file's name.
+        teacher: the teacher's file name, or None.
+        before: what the model answered to the samples held out.
+        after: what it answers now.
+        best_epoch: the epoch whose weights were written; 0 is before training.
+        epochs: per epoch the mean loss, and loss and accuracy on the samples held out.
+        data: where the samples are from, and how many were trained on and held out.
+        notes: what else the user should know.
+        settings: of the run.
+        seconds: time per stage.
+    """
+
+    model: str
+    output: str
+    teacher: str | None
+    before: Scores
+    after: Scores
+    best_epoch: int
+    epochs: list[dict[str, Any]]
+    data: dict[str, Any]
+    notes: list[str]
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report as plain JSON values, None for what is not finite."""
+        return {"format": FORMAT, **_plain(asdict(self)), "versions": versions()}
+
+
+def finetune(
+    path: Path,
+    out: Path,
+    settings: FinetuneSettings,
+    *,
+    data: str | Path,
+    preprocess: str = "none",
+    label_offset: int = 0,
+    teacher: Path | None = None,
+    run: Path | None = None,
+    resume: bool = False,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> FinetuneReport:
+    """Train a model, from labels, from a teacher's answers or from both, and write it with its new numbers.
+
+    Its file keeps names, operators and structure. Part of the samples is held out: of all epochs, that one is written
+    which does best on them. Started by torchrun, several processes train together, and the first one writes.
+
+    Args:
+        path: the model file.
+        out: the file to write; ``NAME.report.json`` goes beside it.
+        settings: how to train.
+        data: samples, with labels or without, see `read_data`.
+        preprocess: how pixels become inputs, see `read_preprocess`.
+        label_offset: the output index of a class is its label plus this.
+        teacher: a model whose answers are to be learnt, such as the one before it was cut.
+        run: folder for checkpoints; ``NAME.run`` beside `out` by default.
+        resume: go on with what the folder holds; where it holds nothing, start.
+        shapes: sizes for inputs that leave them free.
+        force: overwrite existing files.
+        progress: told about each epoch.
+
+    Raises:
+        InputError: a file or an option is wrong.
+        VerifyError: the result does not answer as it did in training; nothing is written.
+    """
+    check(settings)
+    if settings.hints and teacher is None:
+        raise InputError("--hints compares with a teacher; give --teacher, or leave it out")
+    check_outputs(path, out, force, kinds=("report",))
+    folder = out.with_name(f"{out.name.removesuffix('.onnx')}.run") if run is None else run
+    with processes() as team:
+        told = (progress or Quiet()) if team.is_first else Quiet()
+        clock = Clock(told)
+        with clock.stage("load"):
+            model = models.load(path, runtime.evaluate, shapes)
+            taught = None if teacher is None else models.load(teacher, runtime.evaluate, shapes)
+            check_apart(model, out)
+            samples = read_data(data, model, read_preprocess(preprocess))
+            identity = {"model": file_sha256(path), "teacher": None if teacher is None else file_sha256(teacher)}
+            lesson = divided(samples, model, taught, label_offset, identity, settings)
+            _open_run(folder, resume or force, team)
+            judge = _judge(lesson)
+        with clock.stage("train"):
+            proto, result = train(lesson, settings, folder, team, told, resume)
+        report = FinetuneReport(
+            path.name,
+            out.name,
+            None if teacher is None else teacher.name,
+            judge.judge(model.proto),
+            judge.judge(proto),
+            result.best,
+            result.rows,
+            {
+                "source": samples.source,
+                "preprocess": preprocess,
+                "trained": len(lesson.train),
+                "held_out": len(lesson.holdout),
+            },
+            [result.stopped] if result.stopped else [],
+            asdict(settings),
+            clock.seconds,
+        )
+        if team.is_first:
+            _write(proto, model, out, report)
+    return report
+
+
+def divided(
+    samples: Data,
+    model: Model,
+    teacher: Model | None,
+    label_offset: int,
+    identity: dict[str, Any],
+    settings: FinetuneSettings,
+) -> Lesson:
+    """Hold part of the samples out: an eighth, at most what the settings say.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if len(samples) < 2:
+        raise InputError(
+            f"--data {samples.source} has too few samples ({len(samples)}) to train with; give some hundreds"
+        )
+    held = max(1, min(settings.holdout, len(samples) // 8))
+    order = np.random.default_rng(settings.seed).permutation(len(samples))
+    return Lesson(
+        model,
+        teacher,
+        samples.take(order[held:]),
+        samples.take(order[:held]).loaded(),
+        label_offset,
+        {**identity, "samples": len(samples), "source": samples.source},
+    )
+
+
+def _open_run(folder: Path, may_exist: bool, team: Processes) -> None:
+    """Make the folder for checkpoints.
+
+    Raises:
+        InputError: it cannot be made, or holds a run already.
+    """
+    if not may_exist and (folder / checkpoint.LAST).exists():
+        raise InputError(f"{folder} holds a run; go on with --resume, start again with --force, or give another --run")
+    team.wait()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made ({error.strerror}); give another --run") from error
+
+
+def _judge(lesson: Lesson) -> Judge:
+    """Compare with the teacher, without one with the model as it was."""
+    model = lesson.teacher or lesson.model
+    batch = lesson.model.fixed_batch(lesson.holdout.inputs[0].name)
+    return Judge(model.proto, model.folder, lesson.holdout, batch=batch, label_offset=lesson.label_offset)
+
+
+def _write(proto: ModelProto, model: Model, out: Path, report: FinetuneReport) -> None:
+    """Write model and report aside, then move them to their place."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        draft = Path(scratch) / out.name
+        models.save(proto, draft, model.folder)
+        write_json(beside(draft, "report"), report.to_json())
+        for file in (models.data_file(draft), draft, beside(draft, "report")):
+            if file.exists():
+                os.replace(file, out.parent / file.name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,63 @@
+"""What a training run saves, so that it goes on where it was, or gives back its best epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onnxprune.errors import InputError
+
+FORMAT = "onnxprune.training/1"
+LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
+
+
+def save(folder: Path, name: str, state: dict[str, Any]) -> None:
+    """Write a state so that no reader ever sees half of it."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+        draft = Path(scratch) / name
+        torch.save({"format": FORMAT, **state}, draft)
+        os.replace(draft, folder / name)
+
+
+def load(folder: Path, name: str) -> dict[str, Any]:
+    """Read a state.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; there is nothing to resume, run without --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path} is damaged; start again with another --run, or without --resume") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} was not written by this version of onnxprune; start again with another --run")
+    return state
+
+
+def open_board(folder: Path, epoch: int) -> Any:
+    """Open a log for TensorBoard that goes on behind an epoch.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--tensorboard needs a package: pip install onnxprune[tensorboard]") from error
+    return SummaryWriter(str(folder), purge_step=epoch + 1)
+
+
+def log(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write what happened in each epoch, a line of JSON each."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{LOG}.") as scratch:
+        draft = Path(scratch) / LOG
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(draft, folder / LOG)

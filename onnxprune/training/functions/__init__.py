@@ -1,0 +1,45 @@
+"""How torch computes each operator: one function each, named as in the ONNX standard, a file for each family."""
+
+from onnxprune.training.functions import (
+    activations,
+    attention,
+    elementwise,
+    indexing,
+    layout,
+    linear,
+    making,
+    microsoft,
+    normalization,
+    pooling,
+    quantization,
+    recurrent,
+    reduction,
+    resizing,
+    sampling,
+    slicing,
+)
+from onnxprune.training.functions.call import FUNCTIONS, Call, Function, as_tensor, find
+
+__all__ = [
+    "FUNCTIONS",
+    "Call",
+    "Function",
+    "as_tensor",
+    "find",
+    "activations",
+    "attention",
+    "elementwise",
+    "indexing",
+    "layout",
+    "linear",
+    "making",
+    "microsoft",
+    "normalization",
+    "pooling",
+    "quantization",
+    "recurrent",
+    "reduction",
+    "resizing",
+    "sampling",
+    "slicing",
+]

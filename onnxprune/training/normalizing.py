@@ -1,0 +1,169 @@
+"""Put BatchNormalization back behind convolutions that it was folded into, to train with, and fold it in again.
+
+Exporters fold it, and without it a network bears far smaller steps. What is put in starts with the mean and variance
+that calibration samples show, and with the scale and shift that undo them: the function stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.shapes import is_default_domain
+from onnxprune.training.sharing import writable, write
+from onnxprune.weights import Array, read
+
+Floats = npt.NDArray[np.float64]
+
+EPSILON = 1e-5
+MOMENTUM = 0.9
+PARAMETERS = ("scale", "shift", "mean", "variance")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNormalization that was put in.
+
+    Attributes:
+        node: index of its convolution in the original.
+        output: what the convolution puts out there; the BatchNormalization does now.
+        weight: name of the convolution's weight.
+        bias: name of its bias.
+    """
+
+    node: int
+    output: str
+    weight: str
+    bias: str
+
+    def parameter(self, kind: str) -> str:
+        """Name one of `PARAMETERS`."""
+        return f"{self.output}/{kind}"
+
+
+def find_norms(proto: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[Norm]:
+    """Find the convolutions that a BatchNormalization was or could have been folded into.
+
+    They have a stored bias, more than one output pixel, a weight of their own, and none behind them.
+
+    Args:
+        proto: the model.
+        shapes: of its tensors, as far as known.
+    """
+    stored = writable(proto)
+    uses = Counter(name for node in proto.graph.node for name in node.input)
+    kept = {value.name for value in proto.graph.output}
+    kept |= {node.input[0] for node in proto.graph.node if node.op_type == "BatchNormalization"}
+    found = []
+    for index, node in enumerate(proto.graph.node):
+        if node.op_type not in ("Conv", "ConvTranspose") or not is_default_domain(node.domain) or len(node.input) < 3:
+            continue
+        weight, bias, output = node.input[1], node.input[2], node.output[0]
+        own = all(name in stored and uses[name] == 1 for name in (weight, bias))
+        if own and output not in kept and np.prod(shapes.get(output, ())[2:]) > 1:
+            found.append(Norm(index, output, weight, bias))
+    return found
+
+
+def insert(proto: ModelProto, folder: Path, norms: Iterable[Norm], feeds: Iterable[Mapping[str, Array]]) -> ModelProto:
+    """Put BatchNormalization behind convolutions; the result answers as the model does.
+
+    Args:
+        proto: the model; it stays as it is.
+        folder: where its external data lies.
+        norms: where, see `find_norms`.
+        feeds: calibration samples, batch by batch.
+    """
+    norms = list(norms)
+    moments = _moments(proto, folder, [norm.output for norm in norms], feeds)
+    stored = writable(proto)
+    result = ModelProto()
+    result.CopyFrom(proto)
+    result.ir_version = max(result.ir_version, 4)  # older files list their initializers as inputs too
+    behind = {norm.node: norm for norm in norms}
+    del result.graph.node[:]
+    for index, node in enumerate(proto.graph.node):
+        result.graph.node.append(node)
+        if index in behind:
+            _put_behind(result, behind[index], moments[behind[index].output], read(stored[behind[index].bias], folder))
+    return result
+
+
+def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], bias: Array) -> None:
+    convolution: NodeProto = result.graph.node[-1]
+    inner = f"{norm.output}/convolution"
+    convolution.output[0] = inner
+    del convolution.input[2:]
+    mean, variance = moments
+    values = {"scale": np.sqrt(variance + EPSILON), "shift": mean, "mean": mean - bias, "variance": variance}
+    names = [norm.parameter(kind) for kind in PARAMETERS]
+    result.graph.initializer.extend(
+        numpy_helper.from_array(values[kind].astype(bias.dtype), name)
+        for kind, name in zip(PARAMETERS, names, strict=True)
+    )
+    result.graph.node.append(
+        helper.make_node("BatchNormalization", [inner, *names], [norm.output], epsilon=EPSILON, momentum=MOMENTUM)
+    )
+
+
+def fold(trained: ModelProto, original: ModelProto, folder: Path, norms: Iterable[Norm]) -> ModelProto:
+    """Bring the numbers of a model with BatchNormalization put in back to the structure it had before.
+
+    Args:
+        trained: what `insert` gave, its numbers trained.
+        original: what `insert` was given; it stays as it is.
+        folder: where external data lies.
+        norms: what was put in.
+    """
+    result = ModelProto()
+    result.CopyFrom(original)
+    ours, theirs = writable(result), writable(trained)
+    for name, tensor in ours.items():
+        if name in theirs:
+            write(tensor, read(theirs[name], folder), folder)
+    for norm in norms:
+        scale, shift, mean, variance = (read(theirs[norm.parameter(k)], folder).astype(np.float64) for k in PARAMETERS)
+        gain = scale / np.sqrt(variance + EPSILON)
+        node = original.graph.node[norm.node]
+        weight = read(theirs[norm.weight], folder).astype(np.float64)
+        write(ours[norm.weight], weight * _by_output(gain, weight, node), folder)
+        write(ours[norm.bias], shift - mean * gain, folder)
+    return result
+
+
+def _by_output(gain: Floats, weight: Array, node: NodeProto) -> Array:
+    """Shape a number per output channel so that it multiplies a weight."""
+    if node.op_type == "Conv":
+        return gain.reshape(-1, *[1] * (weight.ndim - 1))
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    rows = np.repeat(gain.reshape(groups, -1), weight.shape[0] // groups, axis=0)  # (inputs, outputs of a group)
+    return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
+
+
+def _moments(
+    proto: ModelProto, folder: Path, names: list[str], feeds: Iterable[Mapping[str, Array]]
+) -> dict[str, tuple[Floats, Floats]]:
+    """Measure mean and variance per channel of some tensors."""
+    session = runtime.open_with(proto, names, folder)
+    count = dict.fromkeys(names, 0)
+    means: dict[str, Floats] = {}
+    spreads: dict[str, Floats] = {}
+    for feed in feeds:
+        for name, values in zip(names, session.run(feed, names), strict=True):
+            rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
+            mean, spread, size = rows.mean(axis=1), rows.var(axis=1) * rows.shape[1], rows.shape[1]
+            if name not in means:
+                means[name], spreads[name], count[name] = mean, spread, size
+                continue
+            total, apart = count[name] + size, mean - means[name]
+            means[name] = means[name] + apart * (size / total)
+            spreads[name] = spreads[name] + spread + apart**2 * (count[name] * size / total)
+            count[name] = total
+    return {name: (means[name], spreads[name] / count[name]) for name in names}

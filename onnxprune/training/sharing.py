@@ -1,0 +1,100 @@
+"""Small parameters that unrelated nodes share, because exporters merge equal numbers, are trained each for itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from onnxprune.shapes import is_default_domain
+from onnxprune.weights import Array, read
+
+
+class Unshared:
+    """A copy of a model in which every node has small parameters of its own.
+
+    Larger weights that several nodes read are one weight, and stay so.
+
+    Args:
+        original: the model; it stays as it is.
+
+    Attributes:
+        proto: the copy.
+        originals: the name of the tensor that each new one was copied from.
+    """
+
+    def __init__(self, original: ModelProto) -> None:
+        self.proto = ModelProto()
+        self.proto.CopyFrom(original)
+        self.originals: dict[str, str] = {}
+        self._before: dict[tuple[int, int], str] = {}  # what a node read in place of a copy
+        graph = self.proto.graph
+        small = {t.name: t for t in graph.initializer if sum(size > 1 for size in t.dims) < 2 and np.prod(t.dims) > 1}
+        root = {name: name for name in small}
+        places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for index, node in enumerate(graph.node):
+            if node.op_type == "Identity" and is_default_domain(node.domain) and node.input[0] in root:
+                root[node.output[0]] = root[node.input[0]]
+                continue
+            for position, name in enumerate(node.input):
+                if name in root:
+                    places[root[name]].append((index, position))
+        taken = {name for node in graph.node for name in (*node.input, *node.output)} | {
+            t.name for t in graph.initializer
+        }
+        for name, found in places.items():
+            for number, (index, position) in enumerate(found[1:], start=1):
+                new = f"{name}_{number}"
+                while new in taken:
+                    new += "_"
+                taken.add(new)
+                self.originals[new] = name
+                self._before[index, position] = graph.node[index].input[position]
+                graph.node[index].input[position] = new
+                graph.initializer.add().CopyFrom(small[name])
+                graph.initializer[-1].name = new
+                if self.proto.ir_version < 4:  # older files list their initializers as inputs too
+                    graph.input.extend([value for value in graph.input if value.name == name][:1])
+                    graph.input[-1].name = new
+
+    def rejoin(self, proto: ModelProto) -> None:
+        """Let nodes read the original tensor again where their copy is still equal to it."""
+        stored = writable(proto)
+        gone = set()
+        for (index, position), before in self._before.items():
+            new = proto.graph.node[index].input[position]
+            if _same(stored[new], stored[self.originals[new]]):
+                proto.graph.node[index].input[position] = before
+                gone.add(new)
+        for listed in (proto.graph.initializer, proto.graph.input):
+            kept = [entry for entry in listed if entry.name not in gone]
+            del listed[:]
+            listed.extend(kept)
+
+
+def writable(proto: ModelProto) -> dict[str, TensorProto]:
+    """Find the tensors that a model stores as such, by name; what is written to them is written to the model."""
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and is_default_domain(node.domain):
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    found[node.output[0]] = attribute.t
+    return found
+
+
+def write(tensor: TensorProto, values: Array, folder: Path) -> None:
+    """Store other numbers in the type of those before; where nothing changes, the tensor stays to the letter."""
+    before = read(tensor, folder)
+    values = values.astype(before.dtype)
+    if not np.array_equal(before, values, equal_nan=True):
+        doc = tensor.doc_string
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        if doc:
+            tensor.doc_string = doc
+
+
+def _same(one: TensorProto, other: TensorProto) -> bool:
+    return one.raw_data == other.raw_data and list(one.float_data) == list(other.float_data)

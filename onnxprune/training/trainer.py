@@ -1,0 +1,342 @@
+"""The loop: steps of stochastic gradient descent, an evaluation after each epoch, a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from onnxprune.data import Data
+from onnxprune.errors import InputError
+from onnxprune.progress import Progress
+from onnxprune.training import checkpoint
+from onnxprune.training.augment import augment, choose
+from onnxprune.training.executor import Executor
+from onnxprune.training.losses import Loss
+from onnxprune.training.processes import Processes
+from onnxprune.training.settings import FinetuneSettings
+
+Item = TypeVar("Item")
+Weights = dict[str, Tensor]
+Outputs = tuple[Tensor, ...]
+
+EVALUATED = 256  # samples of the hold-out that run together
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, towards what.
+
+    Attributes:
+        model: its first outputs are the answers that the loss looks at, the others inner tensors.
+        teacher: gives the same outputs, where there is one.
+        answers: how many of the outputs are answers.
+        loss: of the answers.
+        train: samples to train on; classes are learnt where they have any.
+        holdout: samples to choose the best epoch by.
+        fixed_batch: the batch size that the model is fixed to; None where it is free.
+        identity: what makes this task this one, such as the hash of the model; a run goes on only with the same.
+    """
+
+    model: Executor
+    teacher: Executor | None
+    answers: int
+    loss: Loss
+    train: Data
+    holdout: Data
+    fixed_batch: int | None
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        weights: of the best epoch, by name.
+        rows: what happened in each epoch.
+        best: the epoch they are from; 0 is before training.
+        stopped: why it ended early, or empty.
+    """
+
+    weights: Weights
+    rows: list[dict[str, Any]]
+    best: int
+    stopped: str
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+        task: what is trained.
+        settings: how.
+        folder: for checkpoints.
+        team: the processes that train together.
+        progress: told about each epoch.
+    """
+
+    def __init__(
+        self, task: Task, settings: FinetuneSettings, folder: Path, team: Processes, progress: Progress
+    ) -> None:
+        self.task, self.settings, self.folder, self.team, self.progress = task, settings, folder, team, progress
+        self.model = _placed(task.model, team.device)
+        if task.teacher is not None:
+            _placed(task.teacher, team.device).eval()
+        fixed = task.fixed_batch
+        self.batch = min(settings.batch, len(task.train)) if fixed is None else fixed * team.count
+        self.steps = len(task.train) // self.batch
+        if not self.steps:
+            raise InputError(f"a step takes {self.batch} samples, and only {len(task.train)} are there; give more")
+        if self.batch % team.count:
+            raise InputError(f"--batch {self.batch} does not divide among {team.count} processes; give a multiple")
+        assert settings.rate is not None, "`with_rate` chooses one"
+        self.rate = settings.rate
+        self.optimizer = _optimizer(self.model, settings)
+        self.average: Weights = {}
+        self.rows: list[dict[str, Any]] = []
+        self.bf16 = uses_bf16(settings.precision, team.device)
+        self._replica: nn.Module = self.model
+        if team.count > 1:
+            self._replica = DistributedDataParallel(self.model, find_unused_parameters=True)
+
+    def run(self, resume: bool = False) -> Result:
+        """Train all epochs, or those that are left."""
+        if resume and (self.folder / checkpoint.LAST).exists():
+            best, best_epoch, start = self._resumed()
+        else:
+            best, best_epoch, start = self._evaluated(0, math.nan), 0, 0
+            self._save_best(0)
+        board = None
+        if self.settings.tensorboard and self.team.is_first:
+            board = checkpoint.open_board(self.folder, start)
+        stopped = ""
+        for epoch in range(start + 1, self.settings.epochs + 1):
+            loss = self._epoch(epoch)
+            if not math.isfinite(loss):
+                stopped = (
+                    f"the loss was not finite in epoch {epoch}; epoch {best_epoch} is kept (a lower --rate may help)"
+                )
+                break
+            score = self._evaluated(epoch, loss)
+            if score > best:
+                best, best_epoch = score, epoch
+                self._save_best(epoch)
+            self._save_last(epoch, best, best_epoch)
+            if board is not None:
+                for name in ("loss", "holdout_loss", "accuracy"):
+                    if self.rows[-1][name] is not None:
+                        board.add_scalar(name, self.rows[-1][name], epoch)
+                board.flush()
+            self.progress.say(_line(self.rows[-1], self.settings.epochs, is_best=best_epoch == epoch))
+        self.team.wait()
+        return Result(checkpoint.load(self.folder, checkpoint.BEST)["weights"], self.rows, best_epoch, stopped)
+
+    def _epoch(self, epoch: int) -> float:
+        """Train on all samples once; gives the mean loss, NaN where it was not finite."""
+        seed = self.settings.seed * 100_003 + epoch
+        torch.manual_seed(seed)  # for what the graph itself draws
+        generator = torch.Generator().manual_seed(seed + self.team.rank)
+        order = np.random.default_rng(seed).permutation(len(self.task.train))[: self.steps * self.batch]
+        share = self.batch // self.team.count
+        own = order.reshape(self.steps, self.team.count, share)[:, self.team.rank].reshape(-1)
+        self._replica.train()
+        total = torch.zeros((), device=self.team.device)
+        for number, (inputs, labels) in enumerate(ahead(self._batches(self.task.train.take(own), share))):
+            step = (epoch - 1) * self.steps + number
+            self.progress.step(step, self.settings.epochs * self.steps)
+            loss = self._step(step, self._shown(inputs, generator), labels)
+            total += loss
+            if number % 50 == 49 and not torch.isfinite(total):
+                break
+        return float(self.team.added(total)) / self.steps / self.team.count
+
+    def _step(self, step: int, inputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * schedule(step, self.settings.epochs * self.steps, self.settings.warmup)
+        loss = self._loss(*self._answers(self._replica, inputs), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimizer.step()
+        if self.settings.ema:
+            self._follow(step)
+        return loss.detach()
+
+    def _answers(self, model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Outputs, Outputs | None]:
+        """Give what the model puts out, and the teacher."""
+        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
+            found = model(*inputs)
+            if self.task.teacher is None:
+                return found, None
+            with torch.no_grad():
+                return found, self.task.teacher(*inputs)
+
+    def _loss(self, found: Outputs, wanted: Outputs | None, labels: Tensor | None) -> Tensor:
+        answers = self.task.answers
+        maps = [] if wanted is None else list(zip(found[answers:], wanted[answers:], strict=True))
+        return self.task.loss.of(found[:answers], labels, None if wanted is None else wanted[:answers], maps)
+
+    def _follow(self, step: int) -> None:
+        """Let the averaged weights follow, faster at first."""
+        slow = min(self.settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, values in self.model.named():
+                if name in self.average:
+                    self.average[name].lerp_(values.detach(), 1 - slow)
+                else:
+                    self.average[name] = values.detach().clone()
+
+    def _evaluated(self, epoch: int, loss: float) -> tuple[float, float]:
+        """Judge the model, averaged where averages are kept, on the hold-out; larger is better."""
+        task, team = self.task, self.team
+        kept = _copied(self.model) if self.average else {}
+        _set(self.model, self.average)
+        self.model.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        own = task.holdout.take(np.arange(team.rank, len(task.holdout), team.count))
+        with torch.no_grad():
+            for inputs, labels in self._batches(own, task.fixed_batch or EVALUATED):
+                if len(inputs[0]) != (task.fixed_batch or len(inputs[0])):
+                    break  # the last samples do not fill a batch
+                found, wanted = self._answers(self.model, inputs)
+                sums[0] += float(self._loss(found, wanted, labels)) * len(inputs[0])
+                sums[1] += len(inputs[0])
+                if labels is not None:
+                    best = task.loss.scores(found).argmax(1)
+                    sums[2] += int((best == labels + task.loss.label_offset).sum())
+        _set(self.model, kept)
+        held, count, right = team.added(sums.to(team.device)).tolist()
+        accuracy = right / count if task.holdout.y is not None else None
+        row = {"epoch": epoch, "loss": loss if epoch else None, "holdout_loss": held / count, "accuracy": accuracy}
+        self.rows.append(row)
+        return (accuracy or 0.0, -held / count)
+
+    def _batches(self, data: Data, size: int) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+        device = self.team.device
+        for feed, labels in data.batches(size):
+            inputs = [torch.from_numpy(x).to(device) for x in feed.values()]
+            yield inputs, None if labels is None else torch.from_numpy(labels).to(device)
+
+    def _shown(self, inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Augment the inputs that are images."""
+        shown = []
+        for x, given in zip(inputs, self.task.train.inputs, strict=True):
+            if given.channel_axis is not None and x.ndim == 4 and x.is_floating_point():
+                images = x.movedim(given.channel_axis, 1)
+                how = choose(self.settings.augment, tuple(images.shape))
+                x = augment(images, how, generator, self.settings.cutout).movedim(1, given.channel_axis)
+            shown.append(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        return shown
+
+    def _save_best(self, epoch: int) -> None:
+        if self.team.is_first:
+            weights = {name: values.cpu() for name, values in (self.average or _copied(self.model)).items()}
+            checkpoint.save(self.folder, checkpoint.BEST, {"epoch": epoch, "weights": weights})
+
+    def _save_last(self, epoch: int, best: tuple[float, float], best_epoch: int) -> None:
+        if not self.team.is_first:
+            return
+        state = {
+            "identity": self._identity,
+            "epoch": epoch,
+            "weights": _copied(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "rows": self.rows,
+            "best": list(best),
+            "best_epoch": best_epoch,
+        }
+        checkpoint.save(self.folder, checkpoint.LAST, state)
+        checkpoint.log(self.folder, self.rows)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {**self.task.identity, "settings": asdict(self.settings), "processes": self.team.count}
+
+    def _resumed(self) -> tuple[tuple[float, float], int, int]:
+        state = checkpoint.load(self.folder, checkpoint.LAST)
+        if state["identity"] != self._identity:
+            changed = [name for name, value in self._identity.items() if state["identity"].get(name) != value]
+            raise InputError(
+                f"{self.folder} holds a run with other {', '.join(changed)}; give the command it began with, "
+                "or another --run"
+            )
+        _set(self.model, state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = {name: values.to(self.team.device) for name, values in state["average"].items()}
+        self.rows = state["rows"]
+        best, also = state["best"]
+        return (best, also), state["best_epoch"], state["epoch"]
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Give the share of the highest rate at a step: a rising line, then half a cosine down to 0."""
+    rise = warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Tell whether products are computed in bfloat16."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Prepare the next item in a thread while the last one is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def _optimizer(model: Executor, settings: FinetuneSettings) -> torch.optim.Optimizer:
+    """Set weights and what is not decayed apart: biases, scales and shifts."""
+    weights = [p for p in model.parameters() if sum(size > 1 for size in p.shape) >= 2]
+    others = [p for p in model.parameters() if sum(size > 1 for size in p.shape) < 2]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+
+
+def _placed(model: Executor, device: torch.device) -> Executor:
+    """Bring a model to a device, its kernels in the order that convolutions are fast in."""
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def _copied(model: Executor) -> Weights:
+    return {name: values.detach().clone() for name, values in model.named()}
+
+
+def _set(model: Executor, weights: Weights) -> None:
+    with torch.no_grad():
+        for name, values in weights.items():
+            model.tensor(name).copy_(values)
+
+
+def _line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
+    accuracy = "" if row["accuracy"] is None else f", accuracy {row['accuracy']:.2%}"
+    best = ", the best so far" if is_best else ""
+    held = f"loss {row['holdout_loss']:.4f}{accuracy}{best}"
+    return f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.4f}; held out: {held}"

@@ -1,0 +1,290 @@
+"""finetune from end to end: what is learnt, from whom, what goes on after an end, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cli_nets import run
+from onnx import numpy_helper
+from training import tasks
+
+import onnxprune
+from onnxprune import FinetuneSettings, runtime
+from onnxprune.errors import InputError
+from onnxprune.finetuning import FinetuneReport
+from onnxprune.training import checkpoint, trainer
+
+QUICK: dict[str, Any] = {"epochs": 3, "batch": 64, "augment": "none", "precision": "fp32"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tasks.write(tmp_path)
+    return tmp_path
+
+
+def finetune(out: str = "trained.onnx", data: str = "data.npz", **asked: Any) -> FinetuneReport:
+    given = {name: asked.pop(name) for name in ("teacher", "resume", "force", "run", "label_offset") if name in asked}
+    settings = FinetuneSettings(**{**QUICK, **asked})
+    return onnxprune.finetune(Path("model.onnx"), Path(out), settings, data=data, **given)
+
+
+def accuracy(file: str) -> float:
+    x, y = tasks.samples(400, seed=7)
+    return float((runtime.Session(Path(file)).run({"image": x})[0].argmax(axis=1) == y).mean())
+
+
+def weights(file: str) -> dict[str, Any]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer}
+
+
+@pytest.mark.parametrize("norms", ["insert", "keep"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_labels_are_learnt_and_the_file_keeps_its_structure(folder: Path, norms: str, optimizer: str) -> None:
+    report = finetune(norms=norms, optimizer=optimizer, epochs=6, rate=0.05 if optimizer == "sgd" else 0.01)
+    assert accuracy("trained.onnx") > max(0.9, accuracy("model.onnx") + 0.2)
+    before, after = onnx.load("model.onnx"), onnx.load("trained.onnx")
+    for graph in (before.graph, after.graph):
+        for tensor in graph.initializer:
+            tensor.raw_data = b""
+    assert before == after
+    assert report.after.top1 is not None
+    assert report.before.top1 is not None
+    assert report.after.top1 > report.before.top1
+    assert report.best_epoch > 0
+    assert [row["epoch"] for row in report.epochs] == list(range(7))
+    assert report.epochs[report.best_epoch]["accuracy"] == pytest.approx(report.after.top1)
+    written = json.loads(Path("trained.report.json").read_text())
+    assert written["format"] == "onnxprune.finetune/1"
+    assert written["settings"]["norms"] == norms
+
+
+def test_a_teacher_is_learnt_from_without_labels(folder: Path) -> None:
+    tasks.write(folder, labels=False)
+    onnx.save(tasks.teacher(), "teacher.onnx")
+    report = finetune(teacher=Path("teacher.onnx"), epochs=6)
+    assert accuracy("trained.onnx") > 0.9
+    assert report.after.top1 is None
+    assert report.after.agreement is not None
+    assert report.before.agreement is not None
+    assert report.after.agreement > report.before.agreement
+
+
+def test_a_share_of_one_for_the_teacher_never_reads_labels(folder: Path) -> None:
+    onnx.save(tasks.teacher(), "teacher.onnx")
+    x, y = tasks.samples(512)
+    np.savez("wrong.npz", x=x, y=(y + 1) % tasks.CORNERS)
+    for name in ("wrong", "data"):
+        finetune(f"{name}.onnx", data=f"{name}.npz", teacher=Path("teacher.onnx"), teacher_share=1.0, epochs=6)
+    assert accuracy("wrong.onnx") > 0.9
+    ours, theirs = weights("wrong.onnx"), weights("data.onnx")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_model_that_ends_in_softmax_is_read_before_it(folder: Path) -> None:
+    tasks.write(folder, softmax=True)
+    report = finetune(epochs=6)
+    assert report.epochs[0]["holdout_loss"] > 1  # nats; of probabilities taken for scores it would be near log(4)
+    assert accuracy("trained.onnx") > 0.9
+
+
+def test_averaged_weights_are_those_that_are_judged_and_written(folder: Path) -> None:
+    plain = finetune("plain.onnx", norms="keep")
+    averaged = finetune("averaged.onnx", norms="keep", ema=0.99)
+    assert plain.epochs[1]["loss"] == averaged.epochs[1]["loss"]
+    assert plain.epochs[1]["holdout_loss"] != averaged.epochs[1]["holdout_loss"]
+    assert averaged.after.top1 == pytest.approx(averaged.epochs[averaged.best_epoch]["accuracy"])
+
+
+def test_hints_change_what_is_learnt(folder: Path) -> None:
+    onnx.save(tasks.net(width=12, seed=5), "teacher.onnx")
+    plain = finetune("plain.onnx", teacher=Path("teacher.onnx"))
+    hinted = finetune("hinted.onnx", teacher=Path("teacher.onnx"), hints=10.0)
+    assert hinted.epochs[0]["holdout_loss"] > plain.epochs[0]["holdout_loss"]
+    assert not np.array_equal(weights("plain.onnx")["conv1.weight"], weights("hinted.onnx")["conv1.weight"])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(folder: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        finetune(f"{name}.onnx", seed=seed, augment="small", cutout=2)
+    a, b, c = (weights(f"{name}.onnx")["conv1.weight"] for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+class StopError(Exception):
+    """What ends a run in a test."""
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_that_was_ended_goes_on_to_the_same_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    asked: dict[str, Any] = {"epochs": 4, "augment": "small", "ema": ema}
+    whole = finetune("whole.onnx", **asked)
+    ordinary = trainer.Trainer._step
+
+    def ending(self: trainer.Trainer, step: int, *given: Any) -> torch.Tensor:
+        if step == 2 * self.steps + 3:
+            raise StopError
+        return ordinary(self, step, *given)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", ending)
+    with pytest.raises(StopError):
+        finetune("half.onnx", **asked)
+    assert not Path("half.onnx").exists()
+    monkeypatch.setattr(trainer.Trainer, "_step", ordinary)
+    half = finetune("half.onnx", resume=True, **asked)
+    assert half.epochs == whole.epochs
+    assert Path("half.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_another_command_does_not_go_on_with_a_run(folder: Path) -> None:
+    finetune(epochs=1)
+    with pytest.raises(InputError, match="holds a run; go on with --resume"):
+        finetune("other.onnx", run=Path("trained.run"))
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        finetune("other.onnx", run=Path("trained.run"), resume=True, epochs=2)
+    onnx.save(tasks.net(seed=3), "model.onnx")
+    with pytest.raises(InputError, match="holds a run with other model"):
+        finetune("other.onnx", run=Path("trained.run"), resume=True, epochs=1)
+
+
+def test_a_damaged_checkpoint_is_an_error_and_not_read_as_code(folder: Path) -> None:
+    finetune(epochs=1)
+    Path("trained.run", checkpoint.LAST).write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    with pytest.raises(InputError, match=r"last\.pt is damaged"):
+        finetune("other.onnx", run=Path("trained.run"), resume=True, epochs=1)
+    assert not Path("hacked").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordinary = trainer.Trainer._step
+
+    def broken(self: trainer.Trainer, step: int, *given: Any) -> torch.Tensor:
+        if step == 2 * self.steps + 1:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(float("nan"))
+        return ordinary(self, step, *given)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", broken)
+    report = finetune(epochs=4)
+    assert [row["epoch"] for row in report.epochs] == [0, 1, 2]
+    assert any("not finite" in note for note in report.notes)
+    assert all(np.isfinite(values).all() for values in weights("trained.onnx").values())
+    assert report.after.top1 is not None
+    assert report.before.top1 is not None
+    assert report.after.top1 >= report.before.top1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_log_for_tensorboard_has_every_epoch_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finetune(epochs=3, tensorboard=True)
+    events = EventAccumulator("trained.run")
+    events.Reload()
+    assert [event.step for event in events.Scalars("accuracy")] == [1, 2, 3]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install onnxprune\[tensorboard\]"):
+        finetune("other.onnx", epochs=1, tensorboard=True)
+
+
+def test_a_fixed_batch_is_kept(folder: Path) -> None:
+    model = tasks.net()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 16
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 16
+    onnx.save(model, "model.onnx")
+    assert finetune(epochs=1, batch=128).epochs[1]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", 0], "--epochs 0: give a number from 1"),
+        (["--epochs", 1, "--optimizer", "sdg"], "--optimizer 'sdg' does not exist; choose one of sgd, adamw"),
+        (["--epochs", 1, "--rate", -1], "--rate -1: give a number"),
+        (["--epochs", 1, "--teacher", "none.onnx"], "none.onnx does not exist"),
+        (["--epochs", 1, "--hints", 1], "--hints compares with a teacher; give --teacher"),
+        (["--epochs", 1, "-o", "missing/x.onnx"], "the folder missing does not exist"),
+        ([], "Missing option '--epochs'"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_code_2(folder: Path, options: list[Any], message: str) -> None:
+    outcome = run("finetune", "model.onnx", "--data", "data.npz", *options)
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert message in outcome.errors[0]
+    assert sorted(file.name for file in folder.iterdir()) == ["data.npz", "model.onnx"]
+
+
+def test_no_labels_and_no_teacher_is_an_error(folder: Path) -> None:
+    tasks.write(folder, labels=False)
+    outcome = run("finetune", "model.onnx", "--data", "data.npz", "--epochs", 1)
+    assert outcome.code == 2
+    assert "has no labels; give some, or a --teacher" in outcome.errors[0]
+
+
+def test_the_command_shows_epochs_and_what_they_brought(folder: Path) -> None:
+    outcome = run("finetune", "model.onnx", "--data", "data.npz", "--epochs", 2, "--batch", 64, "--augment", "none")
+    assert outcome.code == 0, outcome.err
+    assert "epoch 2 of 2: loss" in outcome.out
+    assert "top-1" in outcome.out
+    assert Path("model.finetuned.onnx").exists()
+    rows = [json.loads(line) for line in Path("model.finetuned.run", checkpoint.LOG).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+
+
+PROGRAM = Path(sys.executable).with_name("onnxprune")
+LONG = ["finetune", "model.onnx", "--data", "data.npz", "--epochs", "4000", "--batch", "64", "--augment", "none"]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals")
+def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(folder: Path) -> None:
+    process = subprocess.Popen([PROGRAM, *LONG], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not Path("model.finetuned.run", checkpoint.LAST).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "error: interrupted; finished epochs are kept" in err
+    assert "Traceback" not in err
+    assert not Path("model.finetuned.onnx").exists()
+    assert Path("model.finetuned.run", checkpoint.LAST).exists()
+
+
+def test_two_processes_train_one_model_together(folder: Path) -> None:
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command = ["finetune", "model.onnx", "--data", "data.npz", "--epochs", "3", "--batch", "64", "--augment", "none"]
+    command += ["--norms", "keep", "--precision", "fp32"]
+    free = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    result = subprocess.run(
+        [*together, "--nproc-per-node", "2", "--no-python", str(PROGRAM), *command, "-o", "two.onnx"],
+        env={**os.environ, **free},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("wrote two.onnx") == 1
+    assert run(*command, "-o", "one.onnx").code == 0
+    one, two = weights("one.onnx"), weights("two.onnx")
+    for name in one:  # the same samples a step, their gradients averaged
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,121 @@
+"""BatchNormalization put in changes nothing, in onnxruntime; folded in again, nothing either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cli_nets import CLASSES, IMAGE, Draft
+from onnx import ModelProto
+
+from onnxprune import runtime
+from onnxprune.model import analyse
+from onnxprune.training.normalizing import PARAMETERS, find_norms, fold, insert
+from onnxprune.training.sharing import writable, write
+
+
+def net(ir_version: int = 8, **attributes: Any) -> ModelProto:
+    """A stem, a convolution of four groups, a transposed one of two, and a head."""
+    d = Draft()
+    x = d.relu("relu1", d.conv("conv1", "image", 3, 8))
+    x = d.relu("relu2", d.conv("conv2", x, 8, 12, group=4, **attributes))
+    d.store("up.weight", d.rng.standard_normal((12, 5, 2, 2)))
+    d.store("up.bias", d.rng.standard_normal(10))
+    x = d.relu("relu3", d.add("ConvTranspose", "up", x, "up.weight", "up.bias", strides=[2, 2], group=2))
+    model = d.model([("image", ("N", *IMAGE))], [(d.head(x, 10), ("N", CLASSES))])
+    model.ir_version = ir_version
+    return model
+
+
+def feeds(count: int = 3) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(1)
+    return [{"image": rng.standard_normal((5, *IMAGE)).astype(np.float32)} for _ in range(count)]
+
+
+def answers(model: ModelProto) -> Any:
+    return runtime.evaluate(model, feeds(1)[0])[0]
+
+
+def found(model: ModelProto) -> list[Any]:
+    return find_norms(model, analyse(model, Path(), runtime.evaluate, {}).shapes)
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_what_is_put_in_and_folded_again_changes_no_answer(ir_version: int) -> None:
+    model = net(ir_version)
+    if ir_version < 4:
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+        )
+    norms = found(model)
+    assert [norm.weight for norm in norms] == ["conv1.weight", "conv2.weight", "up.weight"]
+    with_norms = insert(model, Path(), norms, feeds())
+    onnx.checker.check_model(with_norms, full_check=True)
+    np.testing.assert_allclose(answers(with_norms), answers(model), rtol=1e-4, atol=1e-5)
+    again = fold(with_norms, model, Path(), norms)
+    np.testing.assert_allclose(answers(again), answers(model), rtol=1e-4, atol=1e-5)
+    assert [(n.op_type, n.input, n.output) for n in again.graph.node] == [
+        (n.op_type, n.input, n.output) for n in model.graph.node
+    ]
+
+
+def test_numbers_that_were_trained_come_back_in_the_old_structure() -> None:
+    model = net()
+    norms = found(model)
+    with_norms = insert(model, Path(), norms, feeds())
+    rng = np.random.default_rng(2)
+    for name, tensor in writable(with_norms).items():
+        drawn = rng.uniform(0.5, 1.5, tuple(tensor.dims))
+        write(tensor, drawn if name.endswith("variance") else drawn * rng.choice([-1, 1], drawn.shape), Path())
+    np.testing.assert_allclose(
+        answers(fold(with_norms, model, Path(), norms)), answers(with_norms), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_it_starts_with_the_mean_and_variance_of_all_samples_together() -> None:
+    model = net()
+    norms = found(model)
+    with_norms = insert(model, Path(), norms, feeds())
+    session = runtime.open_with(model, ["conv2.out"], Path())
+    values = np.concatenate([session.run(feed, ["conv2.out"])[0] for feed in feeds()])
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in with_norms.graph.initializer}
+    scale, shift, mean, variance = (stored[norms[1].parameter(kind)] for kind in PARAMETERS)
+    np.testing.assert_allclose(variance, values.var(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(shift, values.mean(axis=(0, 2, 3)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(mean, shift - stored["conv2.bias"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scale, np.sqrt(variance + 1e-5), rtol=1e-5)
+
+
+def without_bias(model: ModelProto) -> None:
+    del model.graph.node[0].input[2:]
+
+
+def with_a_norm_behind(model: ModelProto) -> None:
+    for kind in PARAMETERS:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(8, np.float32), kind))
+    norm = onnx.helper.make_node("BatchNormalization", ["conv1.out", *PARAMETERS], ["normalised"])
+    model.graph.node.insert(1, norm)
+    model.graph.node[2].input[0] = "normalised"
+
+
+def as_an_output(model: ModelProto) -> None:
+    model.graph.output.append(onnx.helper.make_tensor_value_info("conv1.out", 1, ("N", 8, 12, 12)))
+
+
+def with_a_shared_weight(model: ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Identity", ["conv1.weight"], ["same"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("same", 1, (8, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("change", [without_bias, with_a_norm_behind, as_an_output, with_a_shared_weight])
+def test_a_convolution_that_had_none_is_left_alone(change: Any) -> None:
+    model = net()
+    change(model)
+    assert [norm.weight for norm in found(model)] == ["conv2.weight", "up.weight"]
+
+
+def test_a_convolution_with_one_pixel_to_normalise_is_left_alone() -> None:
+    assert [norm.weight for norm in found(net(strides=[12, 12]))] == ["conv1.weight", "up.weight"]
