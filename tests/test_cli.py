@@ -764,3 +764,10 @@ def test_approximate_groups_are_marked_and_only_asked_for(folder: Path) -> None:
     out = passed("compress", "net.onnx", "--flops", 0.4, "--align", 1, "--approximate", "-o", "small.onnx").out
     assert "cut approximately: normalisations average over what is left" in out
     assert any(group["approximate"] for group in read("small.report.json")["groups"])
+
+
+def test_a_result_can_be_printed_as_json_instead_of_written(folder: Path) -> None:
+    outcome = run("inspect", "model.onnx", "--quiet", "--json", "-")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["format"] == "onnxprune.inspect/1"
+    assert not Path("-").exists()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from onnxprune import models as zoo
 from onnxprune.cli.models import models
 from onnxprune.errors import InputError
+from onnxprune.models.recipes import RECIPES
 
 
 def run(*arguments: str) -> Result:
@@ -94,3 +96,38 @@ def test_list_runs_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "shufflenet_v2_x0_5_cifar"])
+def test_train_learns_from_a_start_with_its_norms_in_place(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    y = np.arange(64) % 2
+    x = np.where(y[:, None, None, None] == 1, 160, 90) + rng.integers(-40, 40, (64, 32, 32, 3))
+    np.savez("data.npz", x=x.astype(np.uint8), y=y)
+    result = run("train", name, "--data", "data.npz", "--preprocess", "cifar10", "--epochs", "2", "--quiet")
+    assert result.exit_code == 0, result.output
+    nodes = [node.op_type for node in onnx.load(f"{name}.onnx").graph.node]
+    assert nodes.count("BatchNormalization") >= 19
+    rows = json.loads(Path(f"{name}.report.json").read_text())["epochs"]
+    assert rows[2]["loss"] < rows[1]["loss"]
+
+
+def test_train_names_the_networks_that_have_a_recipe() -> None:
+    error = run("train", "vgg16", "--data", "data.npz").exception
+    assert isinstance(error, InputError)
+    assert "no recipe to train 'vgg16'" in str(error)
+    assert all(name in str(error) for name in RECIPES)
+    assert set(RECIPES) <= set(zoo.names())
+
+
+def test_a_start_to_train_from_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    files = []
+    for number, seed in enumerate((0, 0, 1)):
+        files.append(tmp_path / f"{number}.onnx")
+        zoo.export("cifar_resnet20", files[-1], seed=seed, to_train=True)
+    contents = [file.read_bytes() for file in files]
+    assert contents[0] == contents[1]
+    assert contents[0] != contents[2]

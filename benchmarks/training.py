@@ -1,0 +1,73 @@
+"""What cut models answer after training: base, cut, repaired and trained, on test images that nothing else sees.
+
+    python benchmarks/training.py MODEL [MODEL ...] --data train.npz --test test.npz --run FOLDER [-- FINETUNE OPTIONS]
+
+Each line: model, target and search, then top-1 of the original, the bare cut, the repaired model and the trained one.
+What follows a lone `--` goes to `onnxprune finetune`; `--teacher` learns from the original's answers as well. All of it
+lies in the folder, and a second start goes on where the first one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxprune
+from onnxprune import CompressSettings
+
+PROGRAM = str(Path(sys.executable).with_name("onnxprune"))
+
+
+def main() -> None:
+    given, extra = sys.argv[1:], list[str]()
+    if "--" in given:
+        place = given.index("--")
+        given, extra = given[:place], given[place + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--flops", default="0.5")
+    parser.add_argument("--searches", default="greedy,uniform")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--preprocess", default="cifar10")
+    parser.add_argument("--teacher", action="store_true")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(given)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    for model in arguments.models:
+        for target in arguments.flops.split(","):
+            for search in arguments.searches.split(","):
+                print(line(arguments, model, target, search, extra), flush=True)
+
+
+def line(arguments: argparse.Namespace, model: Path, target: str, search: str, extra: list[str]) -> str:
+    """Compress, train and judge one model; what is there already is taken as it is."""
+    name = f"{model.stem}.{target}.{search}"
+    small, bare = arguments.run / f"{name}.onnx", arguments.run / f"{name}.cut.onnx"
+    asked = CompressSettings({"macs": target}, search=search, seed=arguments.seed)
+    if not small.exists():
+        onnxprune.compress(model, small, asked, data=arguments.data, preprocess=arguments.preprocess)
+    if not bare.exists():
+        onnxprune.apply(model, small.with_name(f"{name}.plan.json"), bare, verify_level="none")
+    options = ["--epochs", str(arguments.epochs), "--seed", str(arguments.seed), *extra]
+    options += ["--teacher", str(model)] if arguments.teacher else []
+    trained = arguments.run / f"{name}{''.join(options).replace('--', '.').replace('/', '_')}.onnx"
+    if not trained.exists():
+        command = [PROGRAM, "finetune", str(small), "--data", arguments.data, "--preprocess", arguments.preprocess]
+        command += ["-o", str(trained), "--resume", *options]
+        print(f"# {shlex.join(command)}", file=sys.stderr, flush=True)
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    tops = [
+        f"{title} {100 * (onnxprune.evaluate(file, arguments.test, preprocess=arguments.preprocess).top1 or 0):.2f}"
+        for title, file in (("original", model), ("cut", bare), ("repaired", small), ("trained", trained))
+    ]
+    return f"{name} | {' | '.join(tops)} | {shlex.join(options)}"
+
+
+if __name__ == "__main__":
+    main()
