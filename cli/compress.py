@@ -66,6 +66,13 @@ ANSWERS = {
     help="Then train on --data, all but what is held out, with the original as teacher (finetune has more choices).",
 )
 @click.option(
+    "--steps",
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Cut a part, repair, train, and so on, N times: better for deep cuts. Needs --finetune-epochs.",
+)
+@click.option(
     "--calibration",
     type=int,
     metavar="N",
@@ -105,6 +112,7 @@ def compress(
     criterion: str | None,
     repair: str,
     finetune_epochs: int,
+    steps: int,
     calibration: int | None,
     workers: int,
     align: int | None,
@@ -136,6 +144,7 @@ def compress(
         criterion=criterion,
         repair=repair,
         finetune_epochs=finetune_epochs,
+        steps=steps,
         calibration=calibration,
         workers=workers,
         align=align,
@@ -206,7 +215,7 @@ def _show_answers(report: Report, console: Console) -> None:
     )
     for stage in report.stages:
         cells = [_cell(stage, name, form) for name, (_, form) in columns.items()]
-        made.add_row(STAGES[stage["name"]], *cells)
+        made.add_row(STAGES.get(stage["name"], stage["name"]), *cells)
     console.print(made)
     parts = report.data["parts"].values()
     used = ", ".join(f"{part['samples']} {part['purpose']}" for part in parts)

@@ -13,6 +13,7 @@ from onnxprune import runtime, search
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
 from onnxprune.errors import InputError, TargetError
+from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.problem import FINE, Align, Floats, Judging, Problem, parse_target
@@ -197,16 +198,19 @@ class Attempts:
         return None if seen else found
 
     def _cut_and_time(self, attempt: Attempt) -> None:
-        """Cut, and time the result beside its original, in turns and on one thread."""
         attempt.cut = cut(attempt.channels, attempt.plan, runtime.evaluate)
-        if self._settings.verify == "none":
-            return
-        model = self._lossless.original.model
-        feed = sizes.example_inputs(model.proto.graph, model.bound)
-        try:
-            original = runtime.Session(model.proto, folder=model.folder, threads=1)
-            smaller = runtime.Session(attempt.cut, folder=model.folder, threads=1)
-            before, after = runtime.latencies([original, smaller], [feed, feed])
-        except InputError as error:
-            raise InputError(f"{error}; --verify none compresses a model that onnxruntime cannot run") from error
-        attempt.before, attempt.after = latency(before), latency(after)
+        time_beside(attempt, self._lossless.original.model, self._settings.verify)
+
+
+def time_beside(attempt: Attempt, model: Model, verify: str) -> None:
+    """Time what was cut beside its original, in turns and on one thread, unless nothing is to be verified."""
+    if verify == "none":
+        return
+    feed = sizes.example_inputs(model.proto.graph, model.bound)
+    try:
+        original = runtime.Session(model.proto, folder=model.folder, threads=1)
+        smaller = runtime.Session(attempt.result, folder=model.folder, threads=1)
+        before, after = runtime.latencies([original, smaller], [feed, feed])
+    except InputError as error:
+        raise InputError(f"{error}; --verify none compresses a model that onnxruntime cannot run") from error
+    attempt.before, attempt.after = latency(before), latency(after)

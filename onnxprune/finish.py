@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,12 @@ class Finish:
         if self._settings.finetune_epochs:
             found.append(_stage("finetune", self._held_out.judge(trained)))
         return found
+
+    def stages_of(self, smaller: ModelProto, steps: Sequence[ModelProto]) -> list[dict[str, Any]]:
+        """Judge the original, a cut model and what each of several steps came to on the samples held out."""
+        found = [self._stage_of_original, _stage("cut", self._held_out.judge(smaller))]
+        names = [*(f"step {number}" for number in range(1, len(steps))), "finetune"]
+        return [*found, *(_stage(name, self._held_out.judge(m)) for name, m in zip(names, steps, strict=True))]
 
     def used(self) -> dict[str, Any]:
         """Tell which samples were used for what."""

@@ -27,6 +27,7 @@ from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.reporting import Report
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.statistics import Statistics
+from onnxprune.stepwise import in_steps
 from onnxprune.summary import summarise
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_lossless, verify_repaired
@@ -73,6 +74,8 @@ def compress(
     if not dry_run:
         check_outputs(path, out, force)
     with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+        if source.settings.steps > 1 and not dry_run:
+            return in_steps(source, out, progress, lambda step, file: _compress(step, file, False, progress))
         return _compress(source, out, dry_run, progress)
 
 

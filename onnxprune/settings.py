@@ -23,6 +23,7 @@ class CompressSettings:
         criterion: how channels are ranked; None chooses by whether there is data.
         repair: how a cut model is repaired, see `REPAIRS`.
         finetune_epochs: times that the repaired model is trained on all samples; 0 leaves it as it is.
+        steps: times that a part is cut, repaired and trained, one after the other.
         calibration: the most samples that statistics and repair look at; None: 2,048, or fewer of a large model.
         workers: processes that judge candidates.
         align: multiple that widths must be; None chooses by measuring.
@@ -42,6 +43,7 @@ class CompressSettings:
     criterion: str | None = None
     repair: str = "least_squares"
     finetune_epochs: int = 0
+    steps: int = 1
     calibration: int | None = None
     workers: int = 1
     align: int | None = None
@@ -101,6 +103,10 @@ def _check(settings: CompressSettings) -> None:
         raise InputError(f"--calibration {settings.calibration}: at least one sample is needed")
     if settings.finetune_epochs < 0:
         raise InputError(f"--finetune-epochs {settings.finetune_epochs}: give 0 or more")
+    if settings.steps < 1:
+        raise InputError(f"--steps {settings.steps}: at least one step is needed")
+    if settings.steps > 1 and (not settings.finetune_epochs or settings.max_drop is not None):
+        raise InputError("--steps trains between cuts, towards a target; give --finetune-epochs, and no --max-drop")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")
     if settings.seed < 0:

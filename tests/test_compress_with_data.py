@@ -14,7 +14,7 @@ from cli_nets import CLASSES, IMAGE, Array, Draft, convs, dense, run, write
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune import CompressSettings, attempt, finish, runtime
+from onnxprune import CompressSettings, attempt, finish, runtime, stepwise
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores
 from onnxprune.finish import points_lost
@@ -384,3 +384,39 @@ def test_training_needs_data(folder: Path) -> None:
     outcome = run("compress", "model.onnx", "--flops", 0.5, "--finetune-epochs", 2)
     assert outcome.code == 2
     assert "--finetune-epochs needs samples to train on; give --data" in outcome.errors[0]
+
+
+def test_a_deep_cut_in_steps_is_one_plan_of_the_original(folder: Path) -> None:
+    give(convs(), images(), labels=False)
+    outcome = run(
+        *("compress", "model.onnx", "--flops", 0.25, "--data", "data.npz", "--finetune-epochs", 1, "--steps", 3),
+        *("--align", 2, "-o", "small.onnx"),
+    )
+    assert outcome.code == 0, outcome.err
+    report = json.loads(Path("small.report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["original", "cut", "step 1", "step 2", "finetune"]
+    assert report["after"]["macs"] <= 0.25 * report["before"]["macs"]
+    assert report["stages"][4]["kl"] < report["stages"][1]["kl"]
+    assert run("apply", "model.onnx", "small.plan.json", "-o", "cut.onnx").code == 0
+    small, bare = onnx.load("small.onnx"), onnx.load("cut.onnx")
+    assert {t.name: list(t.dims) for t in small.graph.initializer} == {
+        t.name: list(t.dims) for t in bare.graph.initializer
+    }
+    onnx.checker.check_model(small, full_check=True)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        *("cut.onnx", "data.npz", "model.onnx", "small.onnx", "small.plan.json", "small.report.json"),
+    ]
+
+
+def test_each_step_takes_the_same_part_of_what_is_there() -> None:
+    steps = stepwise.limits({"macs": "0.125"}, {"macs": 8000.0}, 3)
+    assert steps == [{"macs": "4000"}, {"macs": "2000"}, {"macs": "1000"}]
+
+
+@pytest.mark.parametrize("option", [[], ["--finetune-epochs", 1, "--max-drop", 1]])
+def test_steps_need_training_between_them_and_a_target(folder: Path, option: list[Any]) -> None:
+    give(convs(), images(), labels=False)
+    target = [] if "--max-drop" in option else ["--flops", 0.5]
+    outcome = run("compress", "model.onnx", *target, "--data", "data.npz", "--steps", 2, *option)
+    assert outcome.code == 2
+    assert "--steps trains between cuts" in outcome.errors[0]

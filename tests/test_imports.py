@@ -15,6 +15,7 @@ LAYERS = (
     ("onnxprune.cli",),
     ("onnxprune",),  # the public functions
     ("onnxprune.pipeline", "onnxprune.finetuning"),
+    ("onnxprune.stepwise",),
     ("onnxprune.summary", "onnxprune.outputs", "onnxprune.dropping"),
     ("onnxprune.attempt", "onnxprune.inspection", "onnxprune.finish", "onnxprune.workers"),
     ("onnxprune.prepare",),

@@ -231,6 +231,12 @@ def test_a_function_stays_on_the_device_of_its_operands(
     assert all(found.device.type == "meta" for found in run())
 
 
+@pytest.mark.parametrize("op", ["ArgMax", "EyeLike", "Hardmax", "IsInf", "Not", "Shape", "Size"])
+def test_what_has_no_gradient_stays_there_too(op: str) -> None:
+    found = FUNCTIONS["", op].run(Call(op, "", LATEST, {}, 1, False), x(3, 3).detach().to("meta"))
+    assert found.device.type == "meta"
+
+
 @pytest.mark.parametrize("op", sorted(FLAT))
 def test_a_gradient_that_is_zero_is_there(op: str) -> None:
     one = x(2, 3)

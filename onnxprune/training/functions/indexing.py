@@ -1,4 +1,4 @@
-"""Operators that look numbers up at positions, or write them there."""
+"""Operators that look numbers up at positions, or write them there; what is stored to be written is not trained."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def gather_nd(call: Call, data: Tensor, indices: Tensor) -> Tensor:
     return found.reshape((*indices.shape[:-1], *rest))
 
 
-@function("Scatter", "ScatterElements")
+@function("Scatter", "ScatterElements", fixed=(0, 2))
 def scatter_elements(call: Call, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """ScatterElements: data, indices and updates lie side by side."""
     axis = int(call.attribute("axis", 0))
     return scattered(call, data, axis, wrapped(indices, data.shape[axis]), updates)
 
 
-@function("ScatterND")
+@function("ScatterND", fixed=(0, 2))
 def scatter_nd(call: Call, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """ScatterND: the last axis of the indices holds positions along the first axes of the data."""
     depth = indices.shape[-1]

@@ -1,0 +1,153 @@
+"""Deep cuts in steps: cut a part, repair, train, and cut on; what went in all steps together is one plan."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune import model as models
+from onnxprune import runtime
+from onnxprune.attempt import Attempt, time_beside
+from onnxprune.channels import Channels
+from onnxprune.criteria import Evidence, importance
+from onnxprune.errors import InputError
+from onnxprune.files import read_json
+from onnxprune.finish import Finish
+from onnxprune.metrics import Costs
+from onnxprune.outputs import beside, write_results
+from onnxprune.plan import Plan
+from onnxprune.prepare import Source, prepare
+from onnxprune.problem import FINE, Align, Problem, parse_target
+from onnxprune.progress import Clock, Progress
+from onnxprune.reporting import Report
+from onnxprune.summary import summarise
+from onnxprune.surgery import cut
+from onnxprune.verify import verify, verify_repaired
+
+
+def limits(asked: Mapping[str, str], original: Mapping[str, float], steps: int) -> list[dict[str, str]]:
+    """Give the targets of each step: every step takes the same part of what is there."""
+    ends = {name: parse_target(name, text, original[name]).limit for name, text in asked.items()}
+    return [
+        {name: str(int(original[name] * (end / original[name]) ** (step / steps))) for name, end in ends.items()}
+        for step in range(1, steps + 1)
+    ]
+
+
+def composed(channels: Channels, cuts: Sequence[Mapping[str, Any]]) -> Plan:
+    """Put the cuts of several steps together.
+
+    Args:
+        channels: of the model that the first step cut.
+        cuts: per step what its plan removed: the name of a stored tensor, an axis, indices, see `plan.to_json`.
+    """
+    left: dict[tuple[str, int], Any] = {}
+    gone = np.zeros(channels.count + 1, bool)  # the last is where `channel_of` says FROZEN
+    for removed in cuts:
+        for name, axes in removed.items():
+            if name not in channels.axes:
+                continue  # a copy that an earlier step made; its channels lie on larger tensors, too
+            for text, indices in axes.items():
+                axis = int(text)
+                atoms = left.setdefault((name, axis), channels.axes[name][axis])
+                gone[channels.channel_of[atoms[indices]]] = True
+                left[name, axis] = np.delete(atoms, indices)
+    return Plan(tuple(np.flatnonzero(~gone[group.channels]) for group in channels.groups))
+
+
+class Stepwise:
+    """One compression in steps.
+
+    Args:
+        source: what the user gave.
+        out: the file to write.
+        progress: told what is going on.
+    """
+
+    def __init__(self, source: Source, out: Path, progress: Progress) -> None:
+        self.source, self.out, self.progress = source, out, progress
+        self.clock = Clock(progress)
+        with self.clock.stage("load"):
+            self.prepared = prepare(source)
+
+    def targets(self) -> list[dict[str, str]]:
+        """Give the targets of each step."""
+        settings = self.source.settings
+        return limits(settings.targets, self.prepared.original_costs, settings.steps)
+
+    def finish(self, files: Sequence[Path]) -> Report:
+        """Prove that what the steps came to is one cut of the original, and write it with its plan and report.
+
+        Args:
+            files: what each step wrote.
+
+        Raises:
+            InputError: what went cannot be told as one plan.
+            VerifyError: the result is not what it must be; nothing is written.
+        """
+        attempt, finish, settings = self._attempt(files), Finish(self.prepared, self.progress), self.source.settings
+        trained = models.read_file(files[-1])
+        _check_same_structure(attempt.result, trained)
+        with self.clock.stage("verify"):
+            checks = verify(attempt.channels, attempt.plan, attempt.result, settings.verify)
+            checks |= verify_repaired(attempt.channels, attempt.plan, trained, settings.verify)
+        report = summarise(self.prepared, attempt, self.out, self.clock)
+        report.checks = checks
+        with self.clock.stage("evaluate"):
+            report.add_stages(finish.stages_of(attempt.result, [models.read_file(file) for file in files]))
+        report.data = finish.used()
+        with self.clock.stage("write"):
+            write_results(self.source.path, self.out, attempt, trained, report)
+        return report
+
+    def _attempt(self, files: Sequence[Path]) -> Attempt:
+        settings, channels = self.source.settings, self.prepared.original
+        plan = composed(channels, [read_json(beside(file, "plan"))["removed"] for file in files])
+        align = FINE if settings.align is None else Align(settings.align)
+        original = self.prepared.original_costs
+        targets = [parse_target(name, text, original[name]) for name, text in settings.targets.items()]
+        worth = importance(Evidence(channels), "l2")
+        problem = Problem(channels, Costs(channels), targets, worth, align, settings.min_keep)
+        with self.clock.stage("cut and time"):
+            attempt = Attempt(problem, plan, align, cut(channels, plan, runtime.evaluate))
+            time_beside(attempt, channels.model, settings.verify)
+        return attempt
+
+
+def _check_same_structure(ours: ModelProto, theirs: ModelProto) -> None:
+    """Make sure that one cut of the original gives the structure that the steps came to.
+
+    Raises:
+        InputError: it does not.
+    """
+    shapes = [{t.name: tuple(t.dims) for t in model.graph.initializer} for model in (ours, theirs)]
+    both = shapes[0].keys() & shapes[1].keys()
+    if any(shapes[0][name] != shapes[1][name] for name in both) or len(ours.graph.node) != len(theirs.graph.node):
+        raise InputError("the steps came to a structure that is no single cut of the original; leave --steps out")
+
+
+def in_steps(source: Source, out: Path, progress: Progress, compress: Any) -> Report:
+    """Compress step by step: each one cuts, repairs and trains what the one before came to.
+
+    Args:
+        source: what the user gave.
+        out: the file to write.
+        progress: told what is going on.
+        compress: compresses one file in one step: (source, out).
+    """
+    whole = Stepwise(source, out, progress)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.steps.") as folder:
+        path, files = source.path, []
+        for number, targets in enumerate(whole.targets(), start=1):
+            progress.say(f"Step {number} of {source.settings.steps}")
+            files.append(Path(folder) / f"step{number}.onnx")
+            settings = replace(source.settings, targets=targets, steps=1)
+            compress(replace(source, path=path, settings=settings), files[-1])
+            path = files[-1]
+        return whole.finish(files)
