@@ -89,6 +89,7 @@ HARD = {"activations": ["HardSigmoid", "Softsign"] * 2, "activation_alpha": [0.3
 REGION, BEYOND = floats([0.3, 0.2, 5.1, 6.2]), floats([-2, 3, 9, 5])
 
 CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("Affine", (x(2, 3),), {"opset": 7, "alpha": 2.5, "beta": -1.5}),
     ("AveragePool", (x(*IMAGE),), {"kernel_shape": [3, 3], "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     ("AveragePool", (x(*IMAGE),), {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [3, 2], "ceil_mode": 1}),
     ("AveragePool", (VOLUME,), {"kernel_shape": [2, 3, 2], "pads": [0, 1, 1, 1, 0, 0], "count_include_pad": 1}),
@@ -105,9 +106,12 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("ConvTranspose", (x(*IMAGE), Stored(2, 3, 3, 3)), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     ("ConvTranspose", (x(*IMAGE), Stored(2, 3, 4, 4)), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ("ConvTranspose", (x(*IMAGE), Stored(2, 3, 3, 3)), {"strides": [2, 2], "output_shape": [14, 12]}),
+    ("Crop", (x(*IMAGE),), {"opset": 7, "border": [1, 2, 2, 1]}),
+    ("Crop", (x(*IMAGE),), {"opset": 7, "border": [1, 2, 0, 0], "scale": [3, 4]}),
     ("Dropout", (x(2, 3),), {"opset": 10, "ratio": 0.3}),
     ("Dropout", (x(2, 3),), {"outputs": 2}),
     ("Flatten", (x(2, 3, 4),), {"axis": -1}),
+    ("ImageScaler", (x(*IMAGE),), {"opset": 7, "scale": 2.0, "bias": [0.5, -1.5]}),
     ("GRU", (*GRU, LENGTHS), {**BOTH, "outputs": 2}),
     ("GRU", GRU, {**BOTH, **HARD, "linear_before_reset": 1}),
     ("GRU", GRU, {**BOTH, "clip": 0.4}),

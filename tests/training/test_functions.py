@@ -53,7 +53,10 @@ EXCEPTIONS = {
 """Parts of the names of examples that are not run, and why."""
 
 WITHOUT_EXAMPLE = {
+    "Affine": "experimental",
+    "Crop": "experimental",
     "GlobalLpPool": "the standard has none",
+    "ImageScaler": "experimental",
     "MaxRoiPool": "the standard has none",
     "Not": "only of opset 1",
     "SimplifiedLayerNormalization": "onnxruntime's own",
