@@ -21,6 +21,8 @@ from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress
 
+EXACT = 9  # decimals of points, so that 1 less 0.99 is one point and no more
+
 PURPOSES = {
     "calibration": "for statistics and repair",
     "search": "to choose between candidates and whether to keep the repair",
@@ -154,9 +156,9 @@ def points_lost(original: Mapping[str, Any], found: Mapping[str, Any]) -> float:
         found: the stage of the smaller model.
     """
     if "accuracy" in original:
-        return float(100 * (original["accuracy"] - found["accuracy"]))
+        return round(100 * (original["accuracy"] - found["accuracy"]), EXACT)
     if "agreement" in found:
-        return float(100 * (1 - found["agreement"]))
+        return round(100 * (1 - found["agreement"]), EXACT)
     return np.inf if found["distance"] is None else float(100 * found["distance"])
 
 

@@ -420,3 +420,9 @@ def test_steps_need_training_between_them_and_a_target(folder: Path, option: lis
     outcome = run("compress", "model.onnx", *target, "--data", "data.npz", "--steps", 2, *option)
     assert outcome.code == 2
     assert "--steps trains between cuts" in outcome.errors[0]
+
+
+def test_a_point_lost_is_a_point_and_no_more() -> None:
+    assert 100 * (1 - 0.99) > 1  # in binary fractions
+    assert points_lost({"accuracy": 1.0}, {"accuracy": 0.99}) <= 1.0
+    assert points_lost({}, {"agreement": 0.99}) <= 1.0
