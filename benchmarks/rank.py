@@ -33,7 +33,7 @@ from onnxprune.finish import Finish
 from onnxprune.judging import Candidates, repaired
 from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Prepared, Source, prepare
-from onnxprune.problem import Problem, parse_target
+from onnxprune.problem import FINE, Align, Problem, parse_target
 from onnxprune.progress import Quiet
 from onnxprune.repair import stand_in
 from onnxprune.settings import CompressSettings, resolve
@@ -165,7 +165,9 @@ def ready(arguments: argparse.Namespace, seed: int = 0) -> tuple[Prepared, Stati
     statistics, channels = prepared.statistics(), prepared.lossless.channels
     target = parse_target("macs", arguments.flops, prepared.original_costs["macs"])
     worth = importance(Evidence(channels, seed, statistics), "obs")
-    return prepared, statistics, Problem(channels, prepared.costs, [target], worth, lossless=prepared.lossless)
+    asked = getattr(arguments, "align", None)
+    align = FINE if asked is None else Align(asked)
+    return prepared, statistics, Problem(channels, prepared.costs, [target], worth, align, lossless=prepared.lossless)
 
 
 def main() -> None:

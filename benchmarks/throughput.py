@@ -10,6 +10,7 @@ weights. Times are medians over random plans.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from onnxprune.plan import Plan, kept_atoms
 from onnxprune.readers import find_readers
 from onnxprune.repair import stand_in
 from onnxprune.surgery import cut
+from onnxprune.workers import Workers
 
 
 def main() -> None:
@@ -35,6 +37,8 @@ def main() -> None:
     parser.add_argument("--preprocess", default="cifar10")
     parser.add_argument("--flops", default="0.5")
     parser.add_argument("--plans", type=int, default=5)
+    parser.add_argument("--workers", action="store_true", help="also judge with one process a core")
+    parser.add_argument("--align", type=int, help="multiple of all widths; as compress chooses them by default")
     arguments = parser.parse_args()
     prepared, statistics, problem = ready(arguments)
     assert prepared.parts is not None
@@ -77,6 +81,14 @@ def main() -> None:
             start = time.perf_counter()
             way(plan)
             times[name].append(time.perf_counter() - start)
+    workers = (os.cpu_count() or 1) if arguments.workers else 0
+    if workers:
+        with Workers(prepared.source, workers) as judging:
+            judging.errors(plans[:workers])  # each process loads the model
+            start = time.perf_counter()
+            judging.errors(plans[workers:])
+            each = (time.perf_counter() - start) / (len(plans) - workers)
+        times[f"the same, {workers} workers"] = [each, each]
     base = float(np.median(times["masked in torch"][1:]))  # the first plan warms up
     for name, found in times.items():
         middle = float(np.median(found[1:]))
