@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,12 @@ ANSWERS = {"top1": "top-1", "top5": "top-5", "agreement": "agreement", "kl": "KL
 )
 @click.option("--clip", default=1.0, show_default=True, help="Most that the norm of all gradients may be; 0: no limit.")
 @click.option("--ema", default=0.0, show_default=True, help="How slowly averaged weights follow; 0: no average.")
-@click.option("--augment", default="auto", show_default=True, help="How images vary: auto, small, imagenet or none.")
+@click.option(
+    "--augment",
+    default="auto",
+    show_default=True,
+    help="small shifts and mirrors, imagenet crops; none.",
+)
 @click.option("--cutout", default=0, show_default=True, metavar="PIXELS", help="A square to blank in each image.")
 @click.option(
     "--norms",
@@ -164,8 +171,9 @@ def train(
     try:
         report = finetuning.finetune(model, out, settings, progress=progress, **given)
     except KeyboardInterrupt as error:
+        again = shlex.join(["onnxprune", *(word for word in sys.argv[1:] if word not in ("--resume", "--force"))])
         raise InterruptedRunError(
-            "interrupted; finished epochs are kept, the same command with --resume goes on from there"
+            f"interrupted; finished epochs are kept, and this goes on from there: {again} --resume"
         ) from error
     finally:
         progress.close()

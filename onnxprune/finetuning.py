@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,14 @@ def divided(
         raise InputError(
             f"--data {samples.source} has too few samples ({len(samples)}) to train with; give some hundreds"
         )
-    held = max(1, min(settings.holdout, len(samples) // 8))
+    if teacher is not None and settings.teacher_share == 1:
+        samples = replace(samples, y=None)
+    fixed = model.fixed_batch(samples.inputs[0].name) or 1
+    held = max(fixed, min(settings.holdout, len(samples) // 8))
+    if held >= len(samples):
+        raise InputError(
+            f"--data {samples.source} has {len(samples)} samples, the model takes {fixed} at once; give more"
+        )
     order = np.random.default_rng(settings.seed).permutation(len(samples))
     return Lesson(
         model,
@@ -171,7 +178,12 @@ def divided(
         samples.take(order[held:]),
         samples.take(order[:held]).loaded(),
         label_offset,
-        {**identity, "samples": len(samples), "source": samples.source},
+        {
+            **identity,
+            "samples": samples.sha256,
+            "label offset": label_offset,
+            "shapes": {name: list(shape) for name, shape in model.bound.items()},
+        },
     )
 
 

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from onnxprune import runtime
 from onnxprune.evaluation import Judge, Scores
 from onnxprune.judging import digest, judge_on, repaired
-from onnxprune.model import analyse
+from onnxprune.model import analyse, load
 from onnxprune.original import Original
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
@@ -45,6 +45,16 @@ class Finish:
         self._progress = progress
         self._parts = prepared.parts
         self._last: tuple[str, ModelProto | None] = ("", None)  # the plan repaired last, and the result if it was kept
+
+    def check_training(self) -> None:
+        """Make sure that the original can be trained, before a search begins.
+
+        Raises:
+            InputError: it holds an operator that PyTorch cannot run.
+        """
+        from onnxprune.training.lesson import check_runs  # PyTorch takes seconds to load
+
+        check_runs(self._prepared.original.model, self._parts.search)
 
     @cached_property
     def original(self) -> Original:
@@ -96,16 +106,17 @@ class Finish:
         Labels are learnt as well where there are any. The best epoch is chosen by the samples of the search.
         """
         from onnxprune.training.lesson import Lesson, train  # PyTorch takes seconds to load
-        from onnxprune.training.processes import processes
+        from onnxprune.training.processes import alone
         from onnxprune.training.settings import FinetuneSettings
 
-        original, parts = self._prepared.original.model, self._parts
+        source, parts = self._prepared.source, self._parts
+        original = self._prepared.original.model
+        teacher = original if source.teacher is None else load(source.teacher, runtime.evaluate, self._settings.shapes)
         smaller = analyse(model, original.folder, runtime.evaluate, self._settings.shapes)
-        offset = self._prepared.source.label_offset
-        lesson = Lesson(smaller, original, parts.train, parts.search.loaded(), offset, {})
+        lesson = Lesson(smaller, teacher, parts.train, parts.search.loaded(), source.label_offset, {})
         asked = FinetuneSettings(epochs=self._settings.finetune_epochs, seed=self._settings.seed)
-        with tempfile.TemporaryDirectory() as folder, processes() as team:
-            trained, result = train(lesson, asked, Path(folder), team, self._progress)
+        with tempfile.TemporaryDirectory() as folder:
+            trained, result = train(lesson, asked, Path(folder), alone(), self._progress)
         if result.stopped:
             self._progress.say(result.stopped)
         return trained
@@ -156,9 +167,9 @@ def points_lost(original: Mapping[str, Any], found: Mapping[str, Any]) -> float:
         found: the stage of the smaller model.
     """
     if "accuracy" in original:
-        return round(100 * (original["accuracy"] - found["accuracy"]), EXACT)
+        return round(100 * (float(original["accuracy"]) - float(found["accuracy"])), EXACT)
     if "agreement" in found:
-        return round(100 * (1 - found["agreement"]), EXACT)
+        return round(100 * (1 - float(found["agreement"])), EXACT)
     return np.inf if found["distance"] is None else float(100 * found["distance"])
 
 

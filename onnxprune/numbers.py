@@ -135,3 +135,11 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def every_node(graph: GraphProto) -> Iterator[NodeProto]:
+    """Give the nodes of a graph and of the bodies inside it."""
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from every_node(body)

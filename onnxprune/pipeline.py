@@ -90,6 +90,8 @@ def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> R
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
     finish = Finish(prepared, progress) if prepared.parts is not None else None
+    if finish is not None and settings.finetune_epochs:
+        finish.check_training()
     attempts = _search(prepared, finish, clock, progress, dry_run)
     attempt = attempts.best
     if dry_run:
@@ -107,6 +109,8 @@ def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> R
     if finish is not None and settings.finetune_epochs:
         with clock.stage("fine-tune"):
             trained = finish.finetuned(result)
+            if settings.max_drop is not None and finish.drop(trained) > settings.max_drop:
+                trained = result  # it loses more than the model that was asked for
     if trained is not attempt.result:
         with clock.stage("verify"):
             checks |= verify_repaired(lossless.channels, attempt.plan, trained, settings.verify)

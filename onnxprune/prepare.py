@@ -35,6 +35,7 @@ class Source:
         data: samples, see `read_data`; None where there are none.
         preprocess: how pixels become inputs, see `read_preprocess`.
         label_offset: the output index of a class is its label plus this.
+        teacher: whose answers training learns; None: the model itself as it was.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Source:
     data: str | Path | None = None
     preprocess: str = "none"
     label_offset: int = 0
+    teacher: Path | None = None
 
     def find(self, model: Model) -> Channels:
         """Find the channels of a model in the way that the settings ask for."""

@@ -55,6 +55,8 @@ class CompressSettings:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+LARGEST_SEED = 2**32
+
 REPAIRS = ("least_squares", "bn", "none")
 """How a cut model is repaired."""
 
@@ -109,5 +111,5 @@ def _check(settings: CompressSettings) -> None:
         raise InputError("--steps trains between cuts, towards a target; give --finetune-epochs, and no --max-drop")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")
-    if settings.seed < 0:
-        raise InputError(f"--seed {settings.seed}: a seed is 0 or more")
+    if not 0 <= settings.seed <= LARGEST_SEED:
+        raise InputError(f"--seed {settings.seed}: give a number from 0 to {LARGEST_SEED}")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.attempt import Attempt, time_beside
+from onnxprune.attempt import WORDS, Attempt, time_beside
 from onnxprune.channels import Channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
@@ -29,15 +29,15 @@ from onnxprune.reporting import Report
 from onnxprune.summary import summarise
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_repaired
+from onnxprune.weights import NOT_WEIGHTS, is_external, read
 
 
 def limits(asked: Mapping[str, str], original: Mapping[str, float], steps: int) -> list[dict[str, str]]:
     """Give the targets of each step: every step takes the same part of what is there."""
     ends = {name: parse_target(name, text, original[name]).limit for name, text in asked.items()}
-    return [
-        {name: str(int(original[name] * (end / original[name]) ** (step / steps))) for name, end in ends.items()}
-        for step in range(1, steps + 1)
-    ]
+    shares = {name: end / original[name] for name, end in ends.items()}
+    found = [{name: s ** (step / steps) * original[name] for name, s in shares.items()} for step in range(1, steps)]
+    return [{name: f"{limit / 1000:f}k" for name, limit in step.items()} for step in (*found, ends)]
 
 
 def composed(channels: Channels, cuts: Sequence[Mapping[str, Any]]) -> Plan:
@@ -75,6 +75,28 @@ class Stepwise:
         self.clock = Clock(progress)
         with self.clock.stage("load"):
             self.prepared = prepare(source)
+        if self.prepared.original.slots:
+            raise InputError(
+                "--steps cannot cut inside groups of convolutions, whose channels pair up anew each time; leave it out"
+            )
+        self._problem().check_reachable()
+        for name, text in source.settings.targets.items():
+            total = self.prepared.original_costs[name]
+            limit = parse_target(name, text, total).limit
+            progress.say(
+                f"In all, keep at most {limit / max(total, 1):.1%} of the {WORDS[name]}: {limit:,.0f} of {total:,.0f}."
+            )
+
+    def _problem(self) -> Problem:
+        settings, channels, original = self.source.settings, self.prepared.original, self.prepared.original_costs
+        targets = [parse_target(name, text, original[name]) for name, text in settings.targets.items()]
+        worth = importance(Evidence(channels), "l2")
+        return Problem(channels, Costs(channels), targets, worth, self._align, settings.min_keep)
+
+    @property
+    def _align(self) -> Align:
+        asked = self.source.settings.align
+        return FINE if asked is None else Align(asked)
 
     def targets(self) -> list[dict[str, str]]:
         """Give the targets of each step."""
@@ -92,7 +114,8 @@ class Stepwise:
             VerifyError: the result is not what it must be; nothing is written.
         """
         attempt, finish, settings = self._attempt(files), Finish(self.prepared, self.progress), self.source.settings
-        trained = models.read_file(files[-1])
+        steps = [_inside(models.read_file(file), file.parent) for file in files]
+        trained = steps[-1]
         _check_same_structure(attempt.result, trained)
         with self.clock.stage("verify"):
             checks = verify(attempt.channels, attempt.plan, attempt.result, settings.verify)
@@ -100,35 +123,40 @@ class Stepwise:
         report = summarise(self.prepared, attempt, self.out, self.clock)
         report.checks = checks
         with self.clock.stage("evaluate"):
-            report.add_stages(finish.stages_of(attempt.result, [models.read_file(file) for file in files]))
+            report.add_stages(finish.stages_of(attempt.result, steps))
         report.data = finish.used()
         with self.clock.stage("write"):
             write_results(self.source.path, self.out, attempt, trained, report)
         return report
 
     def _attempt(self, files: Sequence[Path]) -> Attempt:
-        settings, channels = self.source.settings, self.prepared.original
+        channels = self.prepared.original
         plan = composed(channels, [read_json(beside(file, "plan"))["removed"] for file in files])
-        align = FINE if settings.align is None else Align(settings.align)
-        original = self.prepared.original_costs
-        targets = [parse_target(name, text, original[name]) for name, text in settings.targets.items()]
-        worth = importance(Evidence(channels), "l2")
-        problem = Problem(channels, Costs(channels), targets, worth, align, settings.min_keep)
         with self.clock.stage("cut and time"):
-            attempt = Attempt(problem, plan, align, cut(channels, plan, runtime.evaluate))
-            time_beside(attempt, channels.model, settings.verify)
+            attempt = Attempt(self._problem(), plan, self._align, cut(channels, plan, runtime.evaluate))
+            time_beside(attempt, channels.model, self.source.settings.verify)
         return attempt
 
 
+def _inside(model: ModelProto, folder: Path) -> ModelProto:
+    """Take what lies beside a file into the model."""
+    for tensor in model.graph.initializer:
+        if is_external(tensor):
+            tensor.CopyFrom(numpy_helper.from_array(np.array(read(tensor, folder)), tensor.name))
+    return model
+
+
 def _check_same_structure(ours: ModelProto, theirs: ModelProto) -> None:
-    """Make sure that one cut of the original gives the structure that the steps came to.
+    """Make sure that one cut of the original gives the weights that the steps came to.
 
     Raises:
         InputError: it does not.
     """
-    shapes = [{t.name: tuple(t.dims) for t in model.graph.initializer} for model in (ours, theirs)]
-    both = shapes[0].keys() & shapes[1].keys()
-    if any(shapes[0][name] != shapes[1][name] for name in both) or len(ours.graph.node) != len(theirs.graph.node):
+    one, other = (
+        {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type not in NOT_WEIGHTS}
+        for model in (ours, theirs)
+    )
+    if any(one[name] != other[name] for name in one.keys() & other.keys()):
         raise InputError("the steps came to a structure that is no single cut of the original; leave --steps out")
 
 
@@ -148,6 +176,6 @@ def in_steps(source: Source, out: Path, progress: Progress, compress: Any) -> Re
             progress.say(f"Step {number} of {source.settings.steps}")
             files.append(Path(folder) / f"step{number}.onnx")
             settings = replace(source.settings, targets=targets, steps=1)
-            compress(replace(source, path=path, settings=settings), files[-1])
+            compress(replace(source, path=path, settings=settings, teacher=source.path), files[-1])
             path = files[-1]
         return whole.finish(files)

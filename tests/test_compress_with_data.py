@@ -11,15 +11,20 @@ import numpy as np
 import onnx
 import pytest
 from cli_nets import CLASSES, IMAGE, Array, Draft, convs, dense, run, write
-from onnx import ModelProto
+from nets import NETS
+from onnx import ModelProto, numpy_helper
 
 import onnxprune
 from onnxprune import CompressSettings, attempt, finish, runtime, stepwise
+from onnxprune.channels import find_channels
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores
 from onnxprune.finish import points_lost
-from onnxprune.problem import FINE, Align
+from onnxprune.model import analyse
+from onnxprune.plan import Plan, to_json
+from onnxprune.problem import FINE, Align, parse_target
 from onnxprune.reporting import Report
+from onnxprune.surgery import cut
 
 SAMPLES = 300
 
@@ -410,7 +415,42 @@ def test_a_deep_cut_in_steps_is_one_plan_of_the_original(folder: Path) -> None:
 
 def test_each_step_takes_the_same_part_of_what_is_there() -> None:
     steps = stepwise.limits({"macs": "0.125"}, {"macs": 8000.0}, 3)
-    assert steps == [{"macs": "4000"}, {"macs": "2000"}, {"macs": "1000"}]
+    assert [parse_target("macs", step["macs"], 8000.0).limit for step in steps] == [4000, 2000, 1000]
+    few = stepwise.limits({"params": "0.5"}, {"params": 900.0}, 2)
+    assert parse_target("params", few[1]["params"], 900.0).limit == 450
+
+
+@pytest.mark.parametrize(
+    "name", ["residual", "dense_blocks", "shuffled_three_times", "view_with_a_channel_count", "vision_transformer"]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_two_cuts_one_after_the_other_are_the_cut_of_both_plans_together(name: str, seed: int) -> None:
+    model = NETS[name].build()
+    rng = np.random.default_rng(seed)
+    now, removed = model, []
+    for _ in range(2):
+        channels = find_channels(analyse(now, Path(), runtime.evaluate, {}))
+        plan = Plan(tuple(np.sort(rng.permutation(g.width)[: -(-g.width * 3 // 4)]) for g in channels.groups))
+        removed.append(to_json(channels, plan, "", {})["removed"])
+        now = cut(channels, plan, runtime.evaluate)
+    channels = find_channels(analyse(model, Path(), runtime.evaluate, {}))
+    once = cut(channels, stepwise.composed(channels, removed), runtime.evaluate)
+    ours, theirs = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (once, now))
+    weights = [name for name in ours if ours[name].dtype.kind == "f" and ours[name].ndim > 1]
+    assert weights
+    for weight in weights:
+        np.testing.assert_array_equal(ours[weight], theirs[weight])
+
+
+def test_steps_are_refused_where_groups_of_convolutions_are_cut_inside(folder: Path) -> None:
+    write(NETS["two_groups"].build(), Path("model.onnx"))
+    shape = [d.dim_value or 40 for d in onnx.load("model.onnx").graph.input[0].type.tensor_type.shape.dim]
+    np.save("x.npy", np.random.default_rng(0).standard_normal((40, *shape[1:])).astype(np.float32))
+    outcome = run(
+        *("compress", "model.onnx", "--flops", 0.5, "--data", "x.npy", "--finetune-epochs", 1, "--steps", 2, "--slots"),
+    )
+    assert outcome.code == 2
+    assert "--steps cannot cut inside groups of convolutions" in outcome.errors[0]
 
 
 @pytest.mark.parametrize("option", [[], ["--finetune-epochs", 1, "--max-drop", 1]])

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cli_nets import run
+from cli_nets import Draft, run
 from onnx import numpy_helper
 from training import tasks
 
@@ -204,12 +204,149 @@ def test_a_log_for_tensorboard_has_every_epoch_once(folder: Path, monkeypatch: p
         finetune("other.onnx", epochs=1, tensorboard=True)
 
 
-def test_a_fixed_batch_is_kept(folder: Path) -> None:
+def with_batch(size: int) -> None:
+    """Write a model whose batch is fixed."""
     model = tasks.net()
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 16
-    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 16
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = size
     onnx.save(model, "model.onnx")
-    assert finetune(epochs=1, batch=128).epochs[1]["loss"] > 0
+
+
+@pytest.mark.parametrize("size", [1, 16, 60])
+def test_a_fixed_batch_is_kept_whatever_is_held_out(folder: Path, size: int) -> None:
+    with_batch(size)
+    x, y = tasks.samples(500)
+    np.savez("data.npz", x=x, y=y)
+    report = finetune(epochs=2)
+    assert report.epochs[2]["holdout_loss"] < report.epochs[0]["holdout_loss"]
+
+
+def test_fewer_samples_than_a_fixed_batch_are_an_error(folder: Path) -> None:
+    with_batch(400)
+    with pytest.raises(InputError, match="400 are needed at once; give more"):
+        finetune(epochs=1)
+
+
+def test_a_run_started_anew_forgets_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune(epochs=3)
+
+    def ending(self: trainer.Trainer, epoch: int) -> float:
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_epoch", ending)
+        with pytest.raises(StopError):
+            finetune(force=True, epochs=3)
+    report = finetune(force=True, resume=True, epochs=3)
+    assert [row["epoch"] for row in report.epochs] == [0, 1, 2, 3]
+    assert report.epochs[report.best_epoch]["accuracy"] == pytest.approx(report.after.top1)
+    assert report.best_epoch > 0
+
+
+def test_other_samples_do_not_go_on_with_a_run(folder: Path) -> None:
+    finetune(epochs=1)
+    x, y = tasks.samples(512)
+    np.savez("data.npz", x=-x, y=y)
+    with pytest.raises(InputError, match="holds a run with other samples"):
+        finetune("other.onnx", run=Path("trained.run"), resume=True, epochs=1)
+
+
+def test_labels_beyond_the_classes_are_an_error_unless_nobody_reads_them(folder: Path) -> None:
+    onnx.save(tasks.teacher(), "teacher.onnx")
+    x, y = tasks.samples(512)
+    np.savez("data.npz", x=x, y=np.where(np.arange(512) == np.random.default_rng(0).permutation(512)[400], 9, y))
+    with pytest.raises(InputError, match="has class 9 and --label-offset is 0, the model has outputs 0 to 3"):
+        finetune(epochs=1)
+    finetune(epochs=1, teacher=Path("teacher.onnx"), teacher_share=1.0)
+
+
+def test_a_teacher_of_other_classes_or_inputs_is_an_error(folder: Path) -> None:
+    teacher = tasks.teacher()
+    wide = onnx.helper.make_node("Concat", ["scores", "scores"], ["wide"], axis=1)
+    teacher.graph.node.append(wide)
+    teacher.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("wide", 1, ("N", 8)))
+    onnx.save(teacher, "teacher.onnx")
+    with pytest.raises(InputError, match="give a teacher of the same outputs"):
+        finetune(epochs=1, teacher=Path("teacher.onnx"))
+
+
+@pytest.mark.parametrize("where", ["model", "teacher"])
+def test_a_softmax_on_one_side_only_is_looked_behind(folder: Path, where: str) -> None:
+    tasks.write(folder, labels=False, softmax=where == "model")
+    teacher = tasks.teacher()
+    if where == "teacher":
+        teacher.graph.node.append(onnx.helper.make_node("Softmax", ["scores"], ["shares"], axis=1))
+        teacher.graph.output[0].name = "shares"
+    onnx.save(teacher, "teacher.onnx")
+    finetune(teacher=Path("teacher.onnx"), epochs=6)
+    assert accuracy("trained.onnx") > 0.95
+
+
+def test_a_shift_of_what_goes_into_a_sigmoid_is_learnt(folder: Path) -> None:
+    for name, shift in (("teacher", 0.0), ("model", 3.0)):
+        model = tasks.net()
+        model.graph.node.append(onnx.helper.make_node("Sigmoid", [model.graph.output[0].name], ["shares"]))
+        model.graph.output[0].name = "shares"
+        bias = next(t for t in model.graph.initializer if t.name == "head.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.full(4, shift, np.float32), "head.bias"))
+        onnx.save(model, f"{name}.onnx")
+    report = finetune(teacher=Path("teacher.onnx"), epochs=6, norms="keep", rate=0.02)
+    assert report.after.distance is not None
+    assert report.before.distance is not None
+    assert report.after.distance < 0.2 * report.before.distance
+
+
+def test_half_precision_inputs_are_trained(folder: Path) -> None:
+    model = onnx.load("model.onnx")
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, "model.onnx")
+    report = finetune(epochs=3)
+    assert report.epochs[3]["holdout_loss"] < report.epochs[0]["holdout_loss"]
+
+
+def test_weights_may_have_any_name(folder: Path) -> None:
+    model = onnx.load("model.onnx")
+    for tensor, name in zip(model.graph.initializer, ("keys", "training", "a.b", "a", "%2E", "weights"), strict=True):
+        for node in model.graph.node:
+            node.input[:] = [name if given == tensor.name else given for given in node.input]
+        tensor.name = name
+    onnx.save(model, "model.onnx")
+    assert finetune(epochs=1).epochs[1]["loss"] > 0
+
+
+def test_images_that_belong_together_move_together(folder: Path) -> None:
+    d = Draft()
+    both = d.add("Sub", "sub", "left", "right")
+    shape = ("N", 1, 8, 8)
+    flat = d.add("Flatten", "flatten", d.conv("conv", both, 1, 2))
+    d.nodes.append(onnx.helper.make_node("MatMul", [flat, d.weight("head", 128, 3)], ["out"]))
+    onnx.save(d.model([("left", shape), ("right", shape)], [("out", ("N", 3))]), "model.onnx")
+    x, y = tasks.samples(256)
+    np.savez("data.npz", left=x, right=x, y=y % 3)
+    seen = []
+
+    def step(self: trainer.Trainer, number: int, inputs: Any, labels: Any) -> torch.Tensor:
+        seen.append(inputs)
+        return torch.zeros(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", step)
+        finetune(epochs=1, augment="small", norms="keep")
+    assert all(torch.equal(left, right) for left, right in seen)
+    assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_a_loss_that_one_process_alone_loses_ends_all_of_them(folder: Path) -> None:
+    x, y = tasks.samples(512)
+    x, y = np.tile(x, (30, 1, 1, 1)), np.tile(y, 30)
+    x[np.random.default_rng(0).permutation(len(x))[5000]] = 3e38  # finite, and not for long
+    np.savez("data.npz", x=x, y=y)
+    result = together("--epochs", "1", "--batch", "16")
+    assert result.returncode == 0, result.stderr
+    assert "not finite" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -217,7 +354,8 @@ def test_a_fixed_batch_is_kept(folder: Path) -> None:
     [
         (["--epochs", 0], "--epochs 0: give a number from 1"),
         (["--epochs", 1, "--optimizer", "sdg"], "--optimizer 'sdg' does not exist; choose one of sgd, adamw"),
-        (["--epochs", 1, "--rate", -1], "--rate -1: give a number"),
+        (["--epochs", 1, "--rate", 0], "--rate 0: give a number"),
+        (["--epochs", 1, "--cutout", 4, "--augment", "none"], "leave --augment none out"),
         (["--epochs", 1, "--teacher", "none.onnx"], "none.onnx does not exist"),
         (["--epochs", 1, "--hints", 1], "--hints compares with a teacher; give --teacher"),
         (["--epochs", 1, "-o", "missing/x.onnx"], "the folder missing does not exist"),
@@ -265,26 +403,43 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(folder: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "error: interrupted; finished epochs are kept" in err
+    assert f"onnxprune {' '.join(LONG)} --resume" in err
     assert "Traceback" not in err
     assert not Path("model.finetuned.onnx").exists()
     assert Path("model.finetuned.run", checkpoint.LAST).exists()
 
 
-def test_two_processes_train_one_model_together(folder: Path) -> None:
-    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command = ["finetune", "model.onnx", "--data", "data.npz", "--epochs", "3", "--batch", "64", "--augment", "none"]
-    command += ["--norms", "keep", "--precision", "fp32"]
-    free = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    result = subprocess.run(
-        [*together, "--nproc-per-node", "2", "--no-python", str(PROGRAM), *command, "-o", "two.onnx"],
-        env={**os.environ, **free},
+COMMAND = [
+    "finetune",
+    "model.onnx",
+    "--data",
+    "data.npz",
+    "--augment",
+    "none",
+    "--norms",
+    "keep",
+    "--precision",
+    "fp32",
+]
+
+
+def together(*options: str) -> subprocess.CompletedProcess[str]:
+    """Train in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    return subprocess.run(
+        [*launcher, "--nproc-per-node", "2", "--no-python", str(PROGRAM), *COMMAND, "-o", "two.onnx", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_two_processes_train_one_model_together(folder: Path) -> None:
+    result = together("--epochs", "3", "--batch", "64")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("wrote two.onnx") == 1
-    assert run(*command, "-o", "one.onnx").code == 0
+    assert run(*COMMAND, "--epochs", 3, "--batch", 64, "-o", "one.onnx").code == 0
     one, two = weights("one.onnx"), weights("two.onnx")
     for name in one:  # the same samples a step, their gradients averaged
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)

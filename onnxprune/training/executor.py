@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from onnxprune import runtime
 from onnxprune.errors import InputError, at
 from onnxprune.model import Model, analyse, constant_tensor
-from onnxprune.numbers import bodies
+from onnxprune.numbers import every_node
 from onnxprune.shapes import is_default_domain, real_inputs
 from onnxprune.training.functions import Call, Function, as_tensor, find
 from onnxprune.training.sharing import Unshared, writable, write
@@ -69,6 +69,7 @@ class Executor(nn.Module):
         Raises:
             InputError: the inputs do not fit the model.
         """
+        inputs = tuple(x.float() if x.dtype in (torch.half, torch.bfloat16) else x for x in inputs)
         key = (*(tuple(x.shape) for x in inputs), self.training)
         if key not in self._programs:
             self._programs[key] = self._program([tuple(x.shape) for x in inputs])
@@ -83,9 +84,9 @@ class Executor(nn.Module):
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Give all parameters and statistics by their names in the model."""
         for key, parameter in self.weights.items():
-            yield unquote(key), parameter
+            yield unquote(key[1:]), parameter
         for key, buffer in self.statistics.named_buffers():
-            yield unquote(key), buffer
+            yield unquote(key[1:]), buffer
 
     def model(self) -> ModelProto:
         """Give the model with the numbers as they are now; what did not change stays to the letter."""
@@ -349,14 +350,6 @@ def _roles(proto: ModelProto, stored: Mapping[str, TensorProto]) -> tuple[list[s
     return [name for name in large if name not in fixed], [name for name in floats if name in followed]
 
 
-def every_node(graph: GraphProto) -> Iterator[NodeProto]:
-    """Give the nodes of a graph and of the bodies inside it."""
-    for node in graph.node:
-        yield node
-        for body in bodies(node):
-            yield from every_node(body)
-
-
 def _key(name: str) -> str:
-    """Write a name without dots, which torch takes for a path."""
-    return quote(name, safe="/:").replace(".", "%2E")
+    """Write a name without dots, which torch takes for a path, and unlike any method of a module."""
+    return "=" + quote(name, safe="/:").replace(".", "%2E")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnxprune import runtime
-from onnxprune.answers import paired
+from onnxprune.answers import Reading
 from onnxprune.data import Data, feeds
 from onnxprune.errors import InputError, VerifyError
 from onnxprune.model import Model
@@ -24,7 +24,8 @@ from onnxprune.training.settings import FinetuneSettings, with_rate
 from onnxprune.training.trainer import Result, Task, Trainer
 
 CALIBRATION = 512  # samples that BatchNormalization which is put in starts from
-CLOSE = 1e-3  # of the largest answer, between PyTorch and onnxruntime
+CLOSE, CLOSE_HALVES = 1e-3, 3e-2  # of the largest answer, between PyTorch and onnxruntime
+HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,9 @@ def train(
         InputError: the model cannot be trained so.
     """
     model = lesson.model
-    if lesson.teacher is not None and settings.teacher_share == 1:
-        lesson = replace(lesson, train=replace(lesson.train, y=None), holdout=replace(lesson.holdout, y=None))
-    if lesson.train.y is None and lesson.teacher is None:
-        raise InputError(
-            f"--data {lesson.train.source} has no labels; give some, or a --teacher whose answers to learn"
-        )
-    norms = normalizing.find_norms(model.proto, model.shapes) if settings.norms == "insert" else []
+    lesson = _checked(lesson, settings, team)
+    single = model.fixed_batch(lesson.train.inputs[0].name) == 1  # one sample is no batch to normalise by
+    norms = normalizing.find_norms(model.proto, model.shapes) if settings.norms == "insert" and not single else []
     started = model.proto
     if norms:
         calibration = lesson.train.take(np.arange(min(CALIBRATION, len(lesson.train))))
@@ -79,6 +76,8 @@ def train(
     settings = with_rate(settings, any(n.op_type == "BatchNormalization" for n in started.graph.node))
     task = _task(lesson, started, settings)
     result = Trainer(task, settings, folder, team, progress).run(resume)
+    if not team.is_first:
+        return model.proto, result
     with torch.no_grad():
         for name, values in result.weights.items():
             task.model.tensor(name).copy_(values)
@@ -87,6 +86,48 @@ def train(
         trained = normalizing.fold(trained, model.proto, model.folder, norms)
     check_same(trained, task, model)
     return trained, result
+
+
+def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Lesson:
+    """Leave out labels that are not to be read, and make sure that there is something to learn.
+
+    Raises:
+        InputError: there is not, or too few samples, or labels are not among the classes.
+    """
+    model, train = lesson.model, lesson.train
+    readings = float_readings(model)
+    scored = classifier(model, readings)
+    if lesson.teacher is not None and (settings.teacher_share == 1 or scored is None):
+        train = replace(train, y=None)
+        lesson = replace(lesson, train=train, holdout=replace(lesson.holdout, y=None))
+    if train.y is None and lesson.teacher is None:
+        raise InputError(f"--data {train.source} has no labels; give some, or a --teacher whose answers to learn")
+    if train.y is not None:
+        classes = 0 if scored is None else model.shapes[readings[scored].tensor][1]
+        for label in (int(train.y.min()), int(train.y.max())):
+            if classes and not 0 <= label + lesson.label_offset < classes:
+                raise InputError(
+                    f"--data {train.source} has class {label} and --label-offset is {lesson.label_offset}, the model "
+                    f"has outputs 0 to {classes - 1}; check the labels and --label-offset"
+                )
+    fixed = (model.fixed_batch(train.inputs[0].name) or 1) * team.count
+    if min(len(train), len(lesson.holdout)) < fixed:
+        raise InputError(
+            f"--data {train.source}: {len(train)} samples to train with, {len(lesson.holdout)} held out, and "
+            f"{fixed} are needed at once; give more"
+        )
+    return lesson
+
+
+def check_runs(model: Model, data: Data) -> None:
+    """Make sure that PyTorch can run a model.
+
+    Raises:
+        InputError: it holds an operator that has no function.
+    """
+    feed = next(feeds(data, model, most=2))
+    with torch.no_grad():
+        Executor(model.proto, model.folder).eval()(*(torch.from_numpy(x) for x in feed.values()))
 
 
 def check_same(trained: ModelProto, task: Task, model: Model) -> None:
@@ -100,12 +141,13 @@ def check_same(trained: ModelProto, task: Task, model: Model) -> None:
     answers = runtime.open_with(trained, names, model.folder).run(feed, names)
     task.model.eval()
     device = next(task.model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         wanted = task.model(*(torch.from_numpy(x).to(device) for x in feed.values()))
+    halves = any(tensor.data_type in HALF_TYPES for tensor in model.stored.values())
     for name, found, values in zip(names, answers, wanted, strict=False):
         expected = values.cpu().numpy().astype(np.float64)
-        apart = np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12)
-        if not apart < CLOSE:
+        apart = np.abs(found.astype(np.float64) - expected).max() / max(float(np.abs(expected).max()), 1e-12)
+        if not apart < (CLOSE_HALVES if halves else CLOSE):
             raise VerifyError(
                 f"the trained model answers otherwise in onnxruntime than in PyTorch: {name!r} by {apart:.1e}"
             )
@@ -113,26 +155,54 @@ def check_same(trained: ModelProto, task: Task, model: Model) -> None:
 
 def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Task:
     model, teacher = lesson.model, lesson.teacher
-    readings = float_readings(model)
-    names = [r.tensor for r in readings]
+    readings, taught = float_readings(model), None
     inner, theirs = list[str](), list[str]()
-    taught = None
     if teacher is not None:
-        pairs = paired(readings, float_readings(teacher))
-        names, theirs = [a.tensor for a, _ in pairs], [b.tensor for _, b in pairs]
+        pairs = [_pair(a, b) for a, b in zip(readings, float_readings(teacher), strict=False)]
+        readings, theirs = [a for a, _ in pairs], [b.tensor for _, b in pairs]
         inner = _inner(model, teacher) if settings.hints else []
         taught = Executor(teacher.proto, teacher.folder, [*theirs, *inner], settings.compiled)
+    names = [reading.tensor for reading in readings]
+    executor = Executor(started, model.folder, [*names, *inner], settings.compiled)
+    if taught is not None:
+        _check_teacher(lesson, executor, taught, list(zip(names, theirs, strict=True)))
     loss = Loss(
-        classifier(model, names),
+        classifier(model, readings),
         lesson.label_offset,
         settings.smoothing,
         settings.temperature,
         settings.teacher_share,
         settings.hints,
     )
-    executor = Executor(started, model.folder, [*names, *inner], settings.compiled)
     batch = model.fixed_batch(lesson.train.inputs[0].name)
     return Task(executor, taught, len(names), loss, lesson.train, lesson.holdout, batch, lesson.identity)
+
+
+def _pair(ours: Reading, theirs: Reading) -> tuple[Reading, Reading]:
+    """Read both outputs before a last softmax, whichever of them has one, or both before their sigmoid."""
+    alike = ours.function == theirs.function or {ours.function, theirs.function} == {"", "Softmax"}
+    return (ours, theirs) if alike else (ours.outside, theirs.outside)
+
+
+def _check_teacher(lesson: Lesson, model: Executor, taught: Executor, pairs: list[tuple[str, str]]) -> None:
+    """Make sure that a teacher speaks of the same things.
+
+    Raises:
+        InputError: it takes other inputs or gives other outputs.
+    """
+    assert lesson.teacher is not None
+    if model.inputs != taught.inputs:
+        raise InputError(
+            f"the teacher takes the inputs {', '.join(taught.inputs)}, the model {', '.join(model.inputs)}; give a "
+            "teacher of the same inputs in the same order"
+        )
+    for ours, theirs in pairs:
+        one, other = lesson.model.shapes.get(ours), lesson.teacher.shapes.get(theirs)
+        if one is not None and other is not None and one[1:] != other[1:]:
+            raise InputError(
+                f"the teacher's output {theirs!r} is {'x'.join(map(str, other[1:]))} a sample, the model's {ours!r} "
+                f"{'x'.join(map(str, one[1:]))}; give a teacher of the same outputs"
+            )
 
 
 def _inner(model: Model, teacher: Model) -> list[str]:
@@ -144,6 +214,8 @@ def _inner(model: Model, teacher: Model) -> list[str]:
     last: dict[tuple[int, ...], str] = {}
     for node in model.proto.graph.node:
         for name in node.output:
+            if name in model.stored:
+                continue
             shape, other = model.shapes.get(name, ()), teacher.shapes.get(name, ())
             if len(shape) == 4 and shape[2:] == other[2:] and len(other) == 4 and min(shape[2:]) > 1:
                 last[shape[2:]] = name

@@ -23,11 +23,11 @@ def float_readings(model: Model) -> list[Reading]:
     return [r for r in find_readings(model.proto.graph) if model.types.get(r.tensor, TensorProto.FLOAT) in FLOATS]
 
 
-def classifier(model: Model, names: Sequence[str]) -> int | None:
-    """Find the first of some tensors that scores classes."""
-    for place, name in enumerate(names):
-        shape = model.shapes.get(name, ())
-        if len(shape) in (2, 4) and shape[1] > 1 and set(shape[2:]) <= {1}:
+def classifier(model: Model, readings: Sequence[Reading]) -> int | None:
+    """Find the first of some answers that scores classes of which one is right."""
+    for place, reading in enumerate(readings):
+        shape = model.shapes.get(reading.tensor, ())
+        if len(shape) in (2, 4) and shape[1] > 1 and set(shape[2:]) <= {1} and reading.function != "Sigmoid":
             return place
     return None
 
@@ -90,13 +90,14 @@ class Loss:
         return answers[self.classifier].float().flatten(1)
 
     def _from_teacher(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """Compare the classes by their divergence, all other answers by their distance."""
+        loss = torch.zeros((), device=found[0].device)
         if self.classifier is not None:
             ours, theirs = (F.log_softmax(self.scores(a) / self.temperature, dim=1) for a in (found, wanted))
-            return self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-        distances = [
-            _distance(a.float(), b.float()) for a, b in zip(found, wanted, strict=True) if b.is_floating_point()
-        ]
-        return torch.stack(distances).mean()
+            loss = self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        pairs = [pair for place, pair in enumerate(zip(found, wanted, strict=True)) if place != self.classifier]
+        distances = [_distance(a.float(), b.float()) for a, b in pairs]
+        return loss + torch.stack(distances).mean() if distances else loss
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:

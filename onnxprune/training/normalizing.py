@@ -16,6 +16,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune import runtime
+from onnxprune.numbers import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.training.sharing import writable, write
 from onnxprune.weights import Array, read
@@ -43,6 +44,11 @@ class Norm:
     weight: str
     bias: str
 
+    @property
+    def inner(self) -> str:
+        """Name what the convolution puts out once the BatchNormalization stands behind it."""
+        return f"{self.output}/convolution"
+
     def parameter(self, kind: str) -> str:
         """Name one of `PARAMETERS`."""
         return f"{self.output}/{kind}"
@@ -58,7 +64,9 @@ def find_norms(proto: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list
         shapes: of its tensors, as far as known.
     """
     stored = writable(proto)
-    uses = Counter(name for node in proto.graph.node for name in node.input)
+    uses = Counter(name for node in every_node(proto.graph) for name in node.input)
+    uses.update(value.name for value in proto.graph.output)
+    taken = {*uses, *stored, *(name for node in proto.graph.node for name in node.output)}
     kept = {value.name for value in proto.graph.output}
     kept |= {node.input[0] for node in proto.graph.node if node.op_type == "BatchNormalization"}
     found = []
@@ -67,8 +75,10 @@ def find_norms(proto: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list
             continue
         weight, bias, output = node.input[1], node.input[2], node.output[0]
         own = all(name in stored and uses[name] == 1 for name in (weight, bias))
-        if own and output not in kept and np.prod(shapes.get(output, ())[2:]) > 1:
-            found.append(Norm(index, output, weight, bias))
+        norm = Norm(index, output, weight, bias)
+        is_new = taken.isdisjoint({norm.inner, *map(norm.parameter, PARAMETERS)})
+        if own and is_new and output not in kept and np.prod(shapes.get(output, ())[2:]) > 1:
+            found.append(norm)
     return found
 
 
@@ -98,8 +108,7 @@ def insert(proto: ModelProto, folder: Path, norms: Iterable[Norm], feeds: Iterab
 
 def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], bias: Array) -> None:
     convolution: NodeProto = result.graph.node[-1]
-    inner = f"{norm.output}/convolution"
-    convolution.output[0] = inner
+    convolution.output[0] = norm.inner
     del convolution.input[2:]
     mean, variance = moments
     values = {"scale": np.sqrt(variance + EPSILON), "shift": mean, "mean": mean - bias, "variance": variance}
@@ -109,7 +118,7 @@ def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], 
         for kind, name in zip(PARAMETERS, names, strict=True)
     )
     result.graph.node.append(
-        helper.make_node("BatchNormalization", [inner, *names], [norm.output], epsilon=EPSILON, momentum=MOMENTUM)
+        helper.make_node("BatchNormalization", [norm.inner, *names], [norm.output], epsilon=EPSILON, momentum=MOMENTUM)
     )
 
 

@@ -36,6 +36,11 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def share(self, values: Tensor) -> None:
+        """Take over what the first process has."""
+        if self.count > 1:
+            distributed.broadcast(values, 0)
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.count > 1:
@@ -45,6 +50,11 @@ class Processes:
 def is_first() -> bool:
     """Tell whether this is the process that tells, saves and writes, before it joins the others."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def alone() -> Processes:
+    """Train in this process only."""
+    return Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def check(settings: FinetuneSettings) -> None:
     for option, number, least, most in (
         ("--epochs", settings.epochs, 1, 1e6),
         ("--batch", settings.batch, 1, 1e6),
-        ("--rate", settings.rate or 1.0, 1e-9, 1e3),
+        ("--rate", 1.0 if settings.rate is None else settings.rate, 1e-9, 1e3),
         ("--weight-decay", settings.weight_decay, 0, 1),
         ("--warmup", settings.warmup, 0, 0.99),
         ("--smoothing", settings.smoothing, 0, 0.99),
@@ -95,6 +95,9 @@ def check(settings: FinetuneSettings) -> None:
     ):
         if not least <= number <= most:
             raise InputError(f"{option} {number:g}: give a number from {least:g} to {most:g}")
+
+    if settings.cutout and settings.augment == "none":
+        raise InputError("--cutout blanks part of augmented images; leave --augment none out")
 
 
 def with_rate(settings: FinetuneSettings, is_normalised: bool) -> FinetuneSettings:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from onnxprune.numbers import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, read
 
@@ -41,9 +42,8 @@ class Unshared:
             for position, name in enumerate(node.input):
                 if name in root:
                     places[root[name]].append((index, position))
-        taken = {name for node in graph.node for name in (*node.input, *node.output)} | {
-            t.name for t in graph.initializer
-        }
+        taken = {name for node in every_node(graph) for name in (*node.input, *node.output)}
+        taken |= {entry.name for entry in (*graph.initializer, *graph.input)}
         for name, found in places.items():
             for number, (index, position) in enumerate(found[1:], start=1):
                 new = f"{name}_{number}"

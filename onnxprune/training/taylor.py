@@ -43,8 +43,8 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
         InputError: the model holds an operator that PyTorch cannot run.
     """
     model = channels.model
-    names = [reading.tensor for reading in float_readings(model)]
-    scored = classifier(model, names)
+    readings = float_readings(model)
+    names, scored = [reading.tensor for reading in readings], classifier(model, readings)
     executor = Executor(model.proto, model.folder, names).eval()
     weights = {index: _weight(channels, executor, index) for index in (reader.layer.index for reader in readers)}
     batch = model.fixed_batch(data.inputs[0].name) or BATCH

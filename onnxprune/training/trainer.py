@@ -29,6 +29,7 @@ Weights = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
 
 EVALUATED = 256  # samples of the hold-out that run together
+CHECKED = 50  # steps between looks at whether the loss is finite; all processes look together
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,14 @@ class Trainer:
         fixed = task.fixed_batch
         self.batch = min(settings.batch, len(task.train)) if fixed is None else fixed * team.count
         self.steps = len(task.train) // self.batch
-        if not self.steps:
-            raise InputError(f"a step takes {self.batch} samples, and only {len(task.train)} are there; give more")
         if self.batch % team.count:
-            raise InputError(f"--batch {self.batch} does not divide among {team.count} processes; give a multiple")
+            raise InputError(f"a step of {self.batch} samples does not divide among {team.count} processes")
+        if self.batch == team.count and _normalises(self.model):
+            raise InputError(
+                "a step of one sample a process is no batch to normalise by; give more samples, or --norms keep"
+            )
+        if not list(self.model.parameters()):
+            raise InputError("the model holds no float weights to train; train it before it is quantised")
         assert settings.rate is not None, "`with_rate` chooses one"
         self.rate = settings.rate
         self.optimizer = _optimizer(self.model, settings)
@@ -113,6 +118,8 @@ class Trainer:
         if resume and (self.folder / checkpoint.LAST).exists():
             best, best_epoch, start = self._resumed()
         else:
+            if self.team.is_first:  # of an earlier run that is not to go on
+                (self.folder / checkpoint.LAST).unlink(missing_ok=True)
             best, best_epoch, start = self._evaluated(0, math.nan), 0, 0
             self._save_best(0)
         board = None
@@ -122,12 +129,10 @@ class Trainer:
         for epoch in range(start + 1, self.settings.epochs + 1):
             loss = self._epoch(epoch)
             if not math.isfinite(loss):
-                stopped = (
-                    f"the loss was not finite in epoch {epoch}; epoch {best_epoch} is kept (a lower --rate may help)"
-                )
+                stopped = f"the loss was not finite in epoch {epoch}, so training ended there; a lower --rate may help"
                 break
             score = self._evaluated(epoch, loss)
-            if score > best:
+            if score > best or math.isnan(best[1]):
                 best, best_epoch = score, epoch
                 self._save_best(epoch)
             self._save_last(epoch, best, best_epoch)
@@ -137,8 +142,10 @@ class Trainer:
                         board.add_scalar(name, self.rows[-1][name], epoch)
                 board.flush()
             self.progress.say(_line(self.rows[-1], self.settings.epochs, is_best=best_epoch == epoch))
-        self.team.wait()
-        return Result(checkpoint.load(self.folder, checkpoint.BEST)["weights"], self.rows, best_epoch, stopped)
+        if not self.team.is_first:
+            return Result({}, self.rows, best_epoch, stopped)
+        kept = checkpoint.load(self.folder, checkpoint.BEST)
+        return Result(kept["weights"], self.rows, kept["epoch"], stopped)
 
     def _epoch(self, epoch: int) -> float:
         """Train on all samples once; gives the mean loss, NaN where it was not finite."""
@@ -155,7 +162,7 @@ class Trainer:
             self.progress.step(step, self.settings.epochs * self.steps)
             loss = self._step(step, self._shown(inputs, generator), labels)
             total += loss
-            if number % 50 == 49 and not torch.isfinite(total):
+            if number % CHECKED == CHECKED - 1 and not torch.isfinite(self.team.added(total.clone())):
                 break
         return float(self.team.added(total)) / self.steps / self.team.count
 
@@ -199,6 +206,8 @@ class Trainer:
     def _evaluated(self, epoch: int, loss: float) -> tuple[float, float]:
         """Judge the model, averaged where averages are kept, on the hold-out; larger is better."""
         task, team = self.task, self.team
+        for _, buffer in self.model.statistics.named_buffers():
+            team.share(buffer)  # each process has followed its own batches
         kept = _copied(self.model) if self.average else {}
         _set(self.model, self.average)
         self.model.eval()
@@ -230,8 +239,10 @@ class Trainer:
     def _shown(self, inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
         """Augment the inputs that are images."""
         shown = []
+        state = generator.get_state()
         for x, given in zip(inputs, self.task.train.inputs, strict=True):
             if given.channel_axis is not None and x.ndim == 4 and x.is_floating_point():
+                generator.set_state(state)  # images that belong together move together
                 images = x.movedim(given.channel_axis, 1)
                 how = choose(self.settings.augment, tuple(images.shape))
                 x = augment(images, how, generator, self.settings.cutout).movedim(1, given.channel_axis)
@@ -265,6 +276,13 @@ class Trainer:
 
     def _resumed(self) -> tuple[tuple[float, float], int, int]:
         state = checkpoint.load(self.folder, checkpoint.LAST)
+        try:
+            return self._taken(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.folder / checkpoint.LAST} is damaged; start again with --force") from error
+
+    def _taken(self, state: dict[str, Any]) -> tuple[tuple[float, float], int, int]:
+        """Go on from a state."""
         if state["identity"] != self._identity:
             changed = [name for name, value in self._identity.items() if state["identity"].get(name) != value]
             raise InputError(
@@ -323,6 +341,10 @@ def _placed(model: Executor, device: torch.device) -> Executor:
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def _normalises(model: Executor) -> bool:
+    return any(True for _ in model.statistics.named_buffers())
 
 
 def _copied(model: Executor) -> Weights:
