@@ -428,6 +428,15 @@ def test_a_split_has_three_parts_of_the_sizes_it_promises(
     assert numbers.max() < count
 
 
+@pytest.mark.parametrize("count", [3, 100, 20_000])
+def test_what_is_trained_on_is_all_but_what_the_search_and_the_report_look_at(tmp_path: Path, count: int) -> None:
+    parts = split(drawn(tmp_path, count))
+    others = {*parts.indices["search"], *parts.indices["holdout"]}
+    trained = parts.train.order.tolist()
+    assert sorted([*trained, *others]) == list(range(count))
+    assert trained[: len(parts.calibration)] == parts.indices["calibration"]
+
+
 def test_the_parts_hold_the_samples_that_their_indices_say(tmp_path: Path) -> None:
     data = drawn(tmp_path, 500)
     parts = split(data, calibration=50, search=40, holdout=30)

@@ -52,9 +52,9 @@ def drawn(channels: Channels, count: int, seed: int) -> Data:
 
 def parts_of(channels: Channels, *, calibration: int = 0, search: int = 1, holdout: int = 2, most: int = 300) -> Split:
     """Draw three parts, each from its own seed."""
-    return Split(
-        drawn(channels, most, calibration), drawn(channels, most // 3, search), drawn(channels, most // 3, holdout), {}
-    )
+    first, second, last = ((most, calibration), (most // 3, search), (most // 3, holdout))
+    part = drawn(channels, *first)
+    return Split(part, drawn(channels, *second), drawn(channels, *last), part, {})
 
 
 def candidates(channels: Channels, parts: Split | None = None, **more: Any) -> Candidates:
