@@ -137,7 +137,7 @@ def finetune(
                 "trained": len(lesson.train),
                 "held_out": len(lesson.holdout),
             },
-            [result.stopped] if result.stopped else [],
+            _notes(lesson, settings, result),
             asdict(settings),
             clock.seconds,
         )
@@ -185,6 +185,17 @@ def divided(
             "shapes": {name: list(shape) for name, shape in model.bound.items()},
         },
     )
+
+
+def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[str]:
+    """Say what the user should know."""
+    notes = [result.stopped] if result.stopped else []
+    fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
+    if fixed is not None and fixed != settings.batch:
+        notes.append(
+            f"the model takes {fixed} samples at once, and so does a step; --batch is for models of a free batch"
+        )
+    return notes
 
 
 def _open_run(folder: Path, may_exist: bool, team: Processes) -> None:

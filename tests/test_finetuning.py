@@ -219,6 +219,7 @@ def test_a_fixed_batch_is_kept_whatever_is_held_out(folder: Path, size: int) -> 
     np.savez("data.npz", x=x, y=y)
     report = finetune(epochs=2)
     assert report.epochs[2]["holdout_loss"] < report.epochs[0]["holdout_loss"]
+    assert f"the model takes {size} samples at once" in report.notes[0]
 
 
 def test_fewer_samples_than_a_fixed_batch_are_an_error(folder: Path) -> None:
