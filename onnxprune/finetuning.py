@@ -27,6 +27,7 @@ from onnxprune.training import checkpoint
 from onnxprune.training.lesson import Lesson, train
 from onnxprune.training.processes import Processes, processes
 from onnxprune.training.settings import FinetuneSettings, check
+from onnxprune.training.trainer import Result
 
 FORMAT = "onnxprune.finetune/1"
 
