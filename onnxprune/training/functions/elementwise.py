@@ -112,6 +112,8 @@ def pow_(call: Call, base: Tensor, exponent: Sizes) -> Tensor:
 def clip(call: Call, x: Tensor, low: Sizes | None = None, high: Sizes | None = None) -> Tensor:
     """Clip; bounds are attributes before opset 11."""
     least, most = (_bound(call, *bound) for bound in (("min", low), ("max", high)))
+    if isinstance(least, float) and isinstance(most, float) and least < most and x.is_floating_point():
+        return F.hardtanh(x, least, most)  # one pass there, one back
     x = x if least is None else x.clamp(min=least)
     return x if most is None else x.clamp(max=most)
 
