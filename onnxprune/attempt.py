@@ -16,7 +16,7 @@ from onnxprune.errors import InputError, TargetError
 from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
-from onnxprune.problem import FINE, Align, Floats, Judging, Problem, parse_target
+from onnxprune.problem import FINE, Align, Floats, Judging, Problem, Target, parse_target
 from onnxprune.progress import Progress
 from onnxprune.reporting import latency
 from onnxprune.surgery import cut
@@ -138,9 +138,7 @@ class Attempts:
         asked = self._settings.targets if targets is None else targets
         self.targets = [parse_target(name, text, original[name]) for name, text in asked.items()]
         for target in self.targets:
-            total = original[target.metric]
-            share = f"{target.limit / max(total, 1):.1%} of the {WORDS[target.metric]}"
-            progress.say(f"Keep at most {share}: {target.limit:,.0f} of {total:,.0f}.")
+            progress.say(f"Keep at most {described(target, original)}")
         align = self._settings.align
         self._ladder = ALIGNMENTS if align is None else (Align(align),)
         self.best = self._search(self._ladder[0])
@@ -200,6 +198,13 @@ class Attempts:
     def _cut_and_time(self, attempt: Attempt) -> None:
         attempt.cut = cut(attempt.channels, attempt.plan, runtime.evaluate)
         time_beside(attempt, self._lossless.original.model, self._settings.verify)
+
+
+def described(target: Target, original: Mapping[str, float]) -> str:
+    """Say a target in words, with both numbers."""
+    total = original[target.metric]
+    share = f"{target.limit / max(total, 1):.1%} of the {WORDS[target.metric]}"
+    return f"{share}: {target.limit:,.0f} of {total:,.0f}."
 
 
 def time_beside(attempt: Attempt, model: Model, verify: str) -> None:

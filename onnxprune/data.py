@@ -19,7 +19,7 @@ from onnxprune.model import Model
 from onnxprune.preprocess import Preprocess, read_preprocess
 from onnxprune.weights import Array
 
-__all__ = ["Data", "Input", "Split", "read_data", "read_preprocess", "split"]
+__all__ = ["Data", "Input", "Split", "check_labels", "read_data", "read_preprocess", "split"]
 
 BLOCK = 256  # samples hashed together
 LARGE_TENSOR = 16_000_000  # numbers in the largest tensor of a batch
@@ -212,3 +212,19 @@ def batch_size(data: Data, model: Model) -> int:
         return fixed
     largest = max((int(np.prod(shape)) for name, shape in model.shapes.items() if name not in model.stored), default=1)
     return int(np.clip(LARGE_TENSOR // max(largest, 1), 1, min(128, max(len(data), 1))))
+
+
+def check_labels(data: Data, classes: int, label_offset: int) -> None:
+    """Make sure that the labels of samples are among the classes of a model, if both are known.
+
+    Raises:
+        InputError: they are not.
+    """
+    if data.y is None or not classes:
+        return
+    for label in (int(data.y.min()), int(data.y.max())):
+        if not 0 <= label + label_offset < classes:
+            raise InputError(
+                f"the data has class {label} and --label-offset is {label_offset}, the model has outputs 0 to "
+                f"{classes - 1}; check the labels and --label-offset"
+            )

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.answers import Answer, Reading, ask, batch_size, find_readings, is_float, open_session, paired
-from onnxprune.data import Data
+from onnxprune.data import Data, check_labels
 from onnxprune.errors import InputError
 from onnxprune.weights import Array
 
@@ -130,7 +130,7 @@ class Judge:
                 self._size = 1
                 return self._expect(readings)
             if not answers:  # wrong labels are refused before the rest is run
-                _check_labels(self._data, _find_classes([answer], readings)[1], self._label_offset)
+                check_labels(self._data, _find_classes([answer], readings)[1], self._label_offset)
             answers.append(answer)
             held += answer.nbytes
             if held > MEMORY:
@@ -268,7 +268,7 @@ def evaluate_model(
         rows = class_scores(next(filter(is_float, answer.values), answer.values[0]), answer.samples)
         if not samples:
             classes = rows.shape[1]
-            _check_labels(data, classes, label_offset)
+            check_labels(data, classes, label_offset)
         assert answer.labels is not None
         top1, top5 = _right(rows, answer.labels + label_offset)
         hits1, hits5, samples = hits1 + top1, hits5 + top5, samples + answer.samples
@@ -310,17 +310,6 @@ def _find_classes(answers: Sequence[Answer], readings: Sequence[Reading]) -> tup
     rows = [_as_rows(answer.values[place], answer.samples, readings[place]) for answer in answers]
     counts = {0 if found is None else found.shape[1] for found in rows}
     return place, counts.pop() if len(counts) == 1 else 0
-
-
-def _check_labels(data: Data, classes: int, label_offset: int) -> None:
-    if data.y is None or not classes:
-        return
-    for label in (int(data.y.min()), int(data.y.max())):
-        if not 0 <= label + label_offset < classes:
-            raise InputError(
-                f"the data has class {label} and --label-offset is {label_offset}, the model has outputs 0 to "
-                f"{classes - 1}; check the labels and --label-offset"
-            )
 
 
 def _best(scores: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from onnxprune.errors import InputError
 from onnxprune.evaluation import Judge, Scores
 from onnxprune.files import write_json
 from onnxprune.model import Model
-from onnxprune.outputs import beside, check_apart, check_outputs
+from onnxprune.outputs import beside, check_apart, check_outputs, move
 from onnxprune.plan import file_sha256
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.reporting import versions
@@ -227,9 +226,7 @@ def _write(proto: ModelProto, model: Model, out: Path, report: FinetuneReport) -
         draft = Path(scratch) / out.name
         models.save(proto, draft, model.folder)
         write_json(beside(draft, "report"), report.to_json())
-        for file in (models.data_file(draft), draft, beside(draft, "report")):
-            if file.exists():
-                os.replace(file, out.parent / file.name)
+        move([file for file in (models.data_file(draft), draft, beside(draft, "report")) if file.exists()], out)
 
 
 def _plain(value: Any) -> Any:

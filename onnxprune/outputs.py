@@ -61,10 +61,20 @@ def write_results(path: Path, out: Path, attempt: Attempt, result: ModelProto, r
         for kind, content in (("plan", described), ("report", report.to_json())):
             files.append(beside(draft, kind))
             write_json(files[-1], content)
-        if models.data_file(draft) not in files:
-            models.data_file(out).unlink(missing_ok=True)  # of a result that is being overwritten
-        for file in files:
-            os.replace(file, out.parent / file.name)
+        move(files, out)
+
+
+def move(files: Sequence[Path], out: Path) -> None:
+    """Move files that were written aside to their place beside a result, each under its name.
+
+    Args:
+        files: the weights of the result where they lie in a file of their own, the result, and what points to it.
+        out: where the result goes.
+    """
+    if all(file.name != models.data_file(out).name for file in files):
+        models.data_file(out).unlink(missing_ok=True)  # of a result that is being overwritten
+    for file in files:
+        os.replace(file, out.parent / file.name)
 
 
 def beside(out: Path, kind: str) -> Path:

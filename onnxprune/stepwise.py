@@ -13,7 +13,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.attempt import WORDS, Attempt, time_beside
+from onnxprune.attempt import Attempt, described, time_beside
 from onnxprune.channels import Channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
@@ -79,24 +79,14 @@ class Stepwise:
             raise InputError(
                 "--steps cannot cut inside groups of convolutions, whose channels pair up anew each time; leave it out"
             )
-        self._problem().check_reachable()
-        for name, text in source.settings.targets.items():
-            total = self.prepared.original_costs[name]
-            limit = parse_target(name, text, total).limit
-            progress.say(
-                f"In all, keep at most {limit / max(total, 1):.1%} of the {WORDS[name]}: {limit:,.0f} of {total:,.0f}."
-            )
-
-    def _problem(self) -> Problem:
-        settings, channels, original = self.source.settings, self.prepared.original, self.prepared.original_costs
+        settings, channels, original = source.settings, self.prepared.original, self.prepared.original_costs
+        self.align = FINE if settings.align is None else Align(settings.align)
         targets = [parse_target(name, text, original[name]) for name, text in settings.targets.items()]
         worth = importance(Evidence(channels), "l2")
-        return Problem(channels, Costs(channels), targets, worth, self._align, settings.min_keep)
-
-    @property
-    def _align(self) -> Align:
-        asked = self.source.settings.align
-        return FINE if asked is None else Align(asked)
+        self.problem = Problem(channels, Costs(channels), targets, worth, self.align, settings.min_keep)
+        self.problem.check_reachable()
+        for target in targets:
+            progress.say(f"In all, keep at most {described(target, original)}")
 
     def targets(self) -> list[dict[str, str]]:
         """Give the targets of each step."""
@@ -133,7 +123,7 @@ class Stepwise:
         channels = self.prepared.original
         plan = composed(channels, [read_json(beside(file, "plan"))["removed"] for file in files])
         with self.clock.stage("cut and time"):
-            attempt = Attempt(self._problem(), plan, self._align, cut(channels, plan, runtime.evaluate))
+            attempt = Attempt(self.problem, plan, self.align, cut(channels, plan, runtime.evaluate))
             time_beside(attempt, channels.model, self.source.settings.verify)
         return attempt
 

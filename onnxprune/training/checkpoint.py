@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,8 @@ LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
 
 def save(folder: Path, name: str, state: dict[str, Any]) -> None:
     """Write a state so that no reader ever sees half of it."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
-        draft = Path(scratch) / name
+    with _aside(folder / name) as draft:
         torch.save({"format": FORMAT, **state}, draft)
-        os.replace(draft, folder / name)
 
 
 def load(folder: Path, name: str) -> dict[str, Any]:
@@ -57,7 +57,14 @@ def open_board(folder: Path, epoch: int) -> Any:
 
 def log(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write what happened in each epoch, a line of JSON each."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{LOG}.") as scratch:
-        draft = Path(scratch) / LOG
+    with _aside(folder / LOG) as draft:
         draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(draft, folder / LOG)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Give a file to write that takes its place once it is whole."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        draft = Path(scratch) / path.name
+        yield draft
+        os.replace(draft, path)

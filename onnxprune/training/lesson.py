@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from onnxprune import runtime
 from onnxprune.answers import Reading
-from onnxprune.data import Data, feeds
+from onnxprune.data import Data, check_labels, feeds
 from onnxprune.errors import InputError, VerifyError
 from onnxprune.model import Model
 from onnxprune.progress import Progress
@@ -102,14 +102,7 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
         lesson = replace(lesson, train=train, holdout=replace(lesson.holdout, y=None))
     if train.y is None and lesson.teacher is None:
         raise InputError(f"--data {train.source} has no labels; give some, or a --teacher whose answers to learn")
-    if train.y is not None:
-        classes = 0 if scored is None else model.shapes[readings[scored].tensor][1]
-        for label in (int(train.y.min()), int(train.y.max())):
-            if classes and not 0 <= label + lesson.label_offset < classes:
-                raise InputError(
-                    f"--data {train.source} has class {label} and --label-offset is {lesson.label_offset}, the model "
-                    f"has outputs 0 to {classes - 1}; check the labels and --label-offset"
-                )
+    check_labels(train, 0 if scored is None else model.shapes[readings[scored].tensor][1], lesson.label_offset)
     fixed = (model.fixed_batch(train.inputs[0].name) or 1) * team.count
     if min(len(train), len(lesson.holdout)) < fixed:
         raise InputError(

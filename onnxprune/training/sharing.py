@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Unshared:
         self.originals: dict[str, str] = {}
         self._before: dict[tuple[int, int], str] = {}  # what a node read in place of a copy
         graph = self.proto.graph
-        small = {t.name: t for t in graph.initializer if sum(size > 1 for size in t.dims) < 2 and np.prod(t.dims) > 1}
+        small = {t.name: t for t in graph.initializer if is_vector(t.dims) and np.prod(t.dims) > 1}
         root = {name: name for name in small}
         places: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for index, node in enumerate(graph.node):
@@ -72,6 +73,11 @@ class Unshared:
             kept = [entry for entry in listed if entry.name not in gone]
             del listed[:]
             listed.extend(kept)
+
+
+def is_vector(shape: Iterable[int]) -> bool:
+    """Tell whether at most one axis is longer than 1: a bias, a scale, a slope."""
+    return sum(size > 1 for size in shape) < 2
 
 
 def writable(proto: ModelProto) -> dict[str, TensorProto]:

@@ -46,7 +46,8 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
     readings = float_readings(model)
     names, scored = [reading.tensor for reading in readings], classifier(model, readings)
     executor = Executor(model.proto, model.folder, names).eval()
-    weights = {index: _weight(channels, executor, index) for index in (reader.layer.index for reader in readers)}
+    named = dict(executor.named())
+    weights = {reader.layer.index: named.get(_weight(channels, reader.layer.index)) for reader in readers}
     batch = model.fixed_batch(data.inputs[0].name) or BATCH
     count = min(SAMPLES, len(data)) // batch * batch
     generator = torch.Generator().manual_seed(seed)
@@ -60,11 +61,11 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
     return total / max(count, 1)
 
 
-def _weight(channels: Channels, executor: Executor, index: int) -> Tensor | None:
-    """Find the parameter that a layer reads as its weight (None: it is not trained)."""
-    name = channels.model.graph.nodes[index].inputs[1].name
-    name = channels.aliases.root.get(name, name)
-    return next((values for known, values in executor.named() if known == name), None)
+def _weight(channels: Channels, index: int) -> str:
+    """Name the stored tensor that a layer reads as its weight, whichever name it goes by."""
+    name: str = channels.model.graph.nodes[index].inputs[1].name
+    root: str = channels.aliases.root.get(name, name)
+    return root
 
 
 def _loss(answers: Sequence[Tensor], scored: int | None, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ from onnxprune.training.executor import Executor
 from onnxprune.training.losses import Loss
 from onnxprune.training.processes import Processes
 from onnxprune.training.settings import FinetuneSettings
+from onnxprune.training.sharing import is_vector
 
 Item = TypeVar("Item")
 Weights = dict[str, Tensor]
@@ -326,8 +327,8 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def _optimizer(model: Executor, settings: FinetuneSettings) -> torch.optim.Optimizer:
     """Set weights and what is not decayed apart: biases, scales and shifts."""
-    weights = [p for p in model.parameters() if sum(size > 1 for size in p.shape) >= 2]
-    others = [p for p in model.parameters() if sum(size > 1 for size in p.shape) < 2]
+    weights = [p for p in model.parameters() if not is_vector(p.shape)]
+    others = [p for p in model.parameters() if is_vector(p.shape)]
     groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups)
