@@ -18,7 +18,6 @@ from onnxprune import runtime
 from onnxprune.attempt import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
-from onnxprune.finish import Finish
 from onnxprune.judging import judge_on, repaired
 from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Source, prepare
@@ -52,12 +51,12 @@ def line(arguments: argparse.Namespace, path: Path, target: str, search: str) ->
     prepared = prepare(Source(path, resolve(asked, True), arguments.data, arguments.preprocess, arguments.label_offset))
     statistics = prepared.statistics()
     worth = importance(Evidence(prepared.lossless.channels, arguments.seed, statistics), "obs")
-    attempt = Attempts(prepared, worth, prepared.candidates(statistics), Quiet()).best
+    candidates = prepared.candidates(statistics)
+    attempt = Attempts(prepared, worth, candidates, Quiet()).best
     smaller = cut(attempt.channels, attempt.plan, runtime.evaluate)
-    finish = Finish(prepared, Quiet())
     results = {"raw": smaller}
     for kind in arguments.repairs.split(","):
-        results[kind] = repaired(finish.original, attempt.plan, smaller, kind)
+        results[kind] = repaired(candidates.original, attempt.plan, smaller, kind)
     seconds = time.perf_counter() - start
     test = read_data(arguments.test, prepared.original.model, read_preprocess(arguments.preprocess))
     judge = judge_on(prepared.original, test.loaded(), arguments.label_offset)

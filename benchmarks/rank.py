@@ -29,12 +29,10 @@ from torch.nn import functional as F
 from onnxprune import runtime
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import Data, read_data, read_preprocess
-from onnxprune.finish import Finish
 from onnxprune.judging import Candidates, repaired
 from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.problem import FINE, Align, Problem, parse_target
-from onnxprune.progress import Quiet
 from onnxprune.repair import stand_in
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.statistics import Statistics
@@ -185,7 +183,7 @@ def main() -> None:
     prepared, statistics, problem = ready(arguments, arguments.seed)
     assert prepared.parts is not None
     channels = prepared.lossless.channels
-    candidates, finish = prepared.candidates(statistics), Finish(prepared, Quiet())
+    candidates = prepared.candidates(statistics)
     data = read_data(arguments.data, prepared.original.model, read_preprocess(arguments.preprocess))
     used = {index for indices in prepared.parts.indices.values() for index in indices}
     others = np.asarray([index for index in range(len(data)) if index not in used])
@@ -195,8 +193,8 @@ def main() -> None:
     for number in range(arguments.plans):
         plan = problem.plan(problem.fit(rng.uniform(0.2, 1, len(problem.widths))))
         smaller = cut(channels, plan, runtime.evaluate)
-        row = scores(candidates, finish, plan, smaller, statistics)
-        start = smaller if arguments.start == "cut" else repaired(finish.original, plan, smaller, "least_squares")
+        row = scores(candidates, plan, smaller, statistics)
+        start = smaller if arguments.start == "cut" else repaired(candidates.original, plan, smaller, "least_squares")
         row["trained"] = trained_accuracy(start, to_train, unseen, arguments.epochs, arguments.seed)
         rows.append(row)
         print(number, {name: round(value, 4) for name, value in row.items()}, flush=True)
@@ -207,14 +205,13 @@ def main() -> None:
             print(f"{name} | tau {tau.statistic:+.2f} | p {tau.pvalue:.3f}")
 
 
-def scores(candidates: Candidates, finish: Finish, plan: Any, smaller: ModelProto, statistics: Any) -> dict[str, float]:
+def scores(candidates: Candidates, plan: Any, smaller: ModelProto, statistics: Any) -> dict[str, float]:
     """Score a cut model in every way; larger is better."""
     ways = {
         "raw": smaller,
         "bn": repaired(candidates.original, plan, smaller, "bn"),
         "least squares, one-shot": stand_in(statistics, plan, smaller),
-        "least squares, sequential, few samples": repaired(candidates.original, plan, smaller, "least_squares"),
-        "least squares, sequential": repaired(finish.original, plan, smaller, "least_squares"),
+        "least squares, sequential": repaired(candidates.original, plan, smaller, "least_squares"),
     }
     found: dict[str, float] = {}
     for name, model in ways.items():

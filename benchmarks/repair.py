@@ -76,7 +76,7 @@ def run_criteria(arguments: argparse.Namespace) -> None:
                     attempt = attempted(prepared, statistics)
                     smaller = cut(attempt.best.channels, attempt.best.plan, runtime.evaluate)
                     for repair in REPAIRS:
-                        result = repaired(finish.original, attempt.best.plan, smaller, repair)
+                        result = repaired(finish.candidates.original, attempt.best.plan, smaller, repair)
                         tops[repair].append(100 * (test.judge(result).top1 or 0))
                 shown = " | ".join(f"{repair} {summary(found)}" for repair, found in tops.items())
                 print(f"{path.stem} | {criterion} | {target} | {shown}", flush=True)
@@ -125,7 +125,7 @@ def model_line(path: Path, target: str, samples: int) -> str:
         judge = judge_on(prepared.original, prepared.parts.holdout, 0)
         errors = []
         for repair in REPAIRS:
-            scores = judge.judge(repaired(finish.original, attempt.plan, smaller, repair))
+            scores = judge.judge(repaired(finish.candidates.original, attempt.plan, smaller, repair))
             errors.append(f"{repair} {scores.distance:.3f}")
     return f"{path.stem} | {attempt.macs_share:.3f} | " + " | ".join(errors)
 

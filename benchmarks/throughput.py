@@ -21,6 +21,7 @@ from rank import Network, ready
 from threadpoolctl import threadpool_limits
 
 from onnxprune import runtime
+from onnxprune.judging import repaired
 from onnxprune.numbers import Numbers
 from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.plan import Plan, kept_atoms
@@ -71,7 +72,9 @@ def main() -> None:
         "cut, repaired from statistics": lambda plan: candidates.judge.judge(
             stand_in(statistics, plan, cut(channels, plan, runtime.evaluate))
         ),
-        "cut, repaired (sequential)": lambda plan: candidates.judge.judge(candidates.made(plan)),
+        "cut, repaired (sequential)": lambda plan: candidates.judge.judge(
+            repaired(candidates.original, plan, cut(channels, plan, runtime.evaluate), candidates.repair)
+        ),
     }
     rng = np.random.default_rng(0)
     plans = [problem.plan(problem.fit(rng.uniform(0.3, 1, len(problem.widths)))) for _ in range(arguments.plans + 1)]

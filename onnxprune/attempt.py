@@ -27,6 +27,7 @@ FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at
 # only where the result is slower than the original.
 ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))
 MOST_WORSE = 1.25  # times the error of the finer plan that a coarser one may have to be taken for its speed
+FINALISTS = 3  # plans of a search that are fully repaired before one is chosen
 WORTH_COARSER = 0.9  # coarser widths are taken where they need at most this share of the time
 
 
@@ -166,7 +167,7 @@ class Attempts:
             return False
         if self._judging is None or self.best.is_slower:
             return True
-        errors = self._judging.errors([self.best.plan, coarser.plan])
+        errors = self._judging.errors([self.best.plan, coarser.plan], effort="full")
         return errors[1] <= MOST_WORSE * errors[0]
 
     def _search(self, align: Align) -> Attempt:
@@ -184,7 +185,14 @@ class Attempts:
         problem.check_reachable()
         assert asked.search is not None, "resolve chooses one"
         plan = search.find(asked.search)(problem, search.SearchSettings(asked.budget, asked.seed), self._progress.step)
-        return Attempt(problem, plan, align)
+        return Attempt(problem, self._best_repaired(problem, plan), align)
+
+    def _best_repaired(self, problem: Problem, plan: Plan) -> Plan:
+        """Choose among the plans that a search liked best the one that answers best once it is fully repaired."""
+        finalists = problem.best(FINALISTS)
+        if self._judging is None or len(finalists) < 2:
+            return plan
+        return finalists[int(np.argmin(self._judging.errors(finalists, effort="full")))]
 
     def _coarser(self, align: Align) -> Attempt | None:
         """Search with coarser widths; None where they cannot meet the target or give a plan already tried."""

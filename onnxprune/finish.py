@@ -14,12 +14,12 @@ from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.evaluation import Judge, Scores
-from onnxprune.judging import digest, judge_on, repaired
+from onnxprune.judging import Candidates, judge_on
 from onnxprune.model import analyse, load
-from onnxprune.original import Original
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress
+from onnxprune.statistics import Statistics
 
 EXACT = 9  # decimals of points, so that 1 less 0.99 is one point and no more
 
@@ -44,7 +44,6 @@ class Finish:
         self._settings = prepared.source.settings
         self._progress = progress
         self._parts = prepared.parts
-        self._last: tuple[str, ModelProto | None] = ("", None)  # the plan repaired last, and the result if it was kept
 
     def check_training(self) -> None:
         """Make sure that the original can be trained, before a search begins.
@@ -57,16 +56,14 @@ class Finish:
         check_runs(self._prepared.original.model, self._parts.search)
 
     @cached_property
-    def original(self) -> Original:
-        """What the layers of the original answer on the calibration samples."""
-        channels = self._prepared.lossless.channels
-        return Original(channels, self._parts.calibration.loaded(), seed=self._settings.seed)
+    def statistics(self) -> Statistics:
+        """What the layers of the model read on the calibration samples."""
+        return self._prepared.statistics(self._progress)
 
     @cached_property
-    def _unseen(self) -> Judge:
-        """Compares on samples that no fit has seen."""
-        label_offset = self._prepared.source.label_offset
-        return judge_on(self._prepared.lossless.channels, self._parts.search.loaded(), label_offset)
+    def candidates(self) -> Candidates:
+        """Cuts and repairs plans."""
+        return self._prepared.candidates(self.statistics)
 
     @cached_property
     def _held_out(self) -> Judge:
@@ -79,17 +76,7 @@ class Finish:
 
     def repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto:
         """Repair a cut model; give it back as it was where the repair answers worse on samples that it has not seen."""
-        name = digest(plan)
-        if name != self._last[0]:
-            self._last = name, self._repaired(plan, smaller)
-        return smaller if self._last[1] is None else self._last[1]
-
-    def _repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto | None:
-        if self._settings.repair == "none":
-            return None
-        result = repaired(self.original, plan, smaller, self._settings.repair, self._progress)
-        before, after = self._unseen.judge(smaller).error, self._unseen.judge(result).error
-        return result if after <= before else None
+        return self.candidates.repaired(plan, smaller, self._progress)
 
     def drop(self, model: ModelProto) -> float:
         """Give the points that a model loses on the samples held out, see `points_lost`."""

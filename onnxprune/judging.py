@@ -14,19 +14,17 @@ from onnxprune.channels import Channels
 from onnxprune.data import Data, Split
 from onnxprune.evaluation import Judge
 from onnxprune.metrics import Costs
-from onnxprune.original import Effort, Original
+from onnxprune.original import Original
 from onnxprune.plan import Plan
+from onnxprune.problem import Effort
 from onnxprune.progress import Progress, Quiet
 from onnxprune.repair import Repair, stand_in
 from onnxprune.statistics import Statistics
 from onnxprune.surgery import cut
 
-QUICK = Effort(per_input=20, least=4_000, most=20_000)
-QUICK_SAMPLES, QUICK_MACS = 512, 6e10
-"""What the repair of a candidate looks at, at most; the plan that wins is repaired with all calibration samples."""
-
-LOCAL_SAMPLES, LOCAL_MACS = 256, 3e10  # what plans that cut one group are judged on, at most
+PROBE_SAMPLES, PROBE_MACS = 256, 3e10  # what plans that cut one group are judged on, at most
 FEWEST = 64  # samples, however much they cost
+HELD = 4  # repaired models that are kept, for the one that is chosen in the end
 
 
 def judge_on(channels: Channels, data: Data, label_offset: int, threads: int | None = None) -> Judge:
@@ -63,53 +61,78 @@ class Candidates:
         self.channels = channels
         self.statistics = statistics
         self.repair = repair
-        macs = float(Costs(channels).of([group.width for group in channels.groups])["macs"][0])
-        self._fewest = max(FEWEST, channels.model.fixed_batch(parts.search.inputs[0].name) or 1)
-        few = self._first(parts.calibration, min(QUICK_SAMPLES, QUICK_MACS / max(macs, 1)))
-        self.original = Original(channels, few, QUICK, seed, threads)
-        self.judge = judge_on(channels, parts.search.loaded(), label_offset, threads)
-        self._few = min(LOCAL_SAMPLES, LOCAL_MACS / max(macs, 1))
-        self._parts, self._label_offset, self._threads = parts, label_offset, threads
-        self._known: dict[tuple[str, bool], float] = {}
+        self._parts, self._seed, self._label_offset, self._threads = parts, seed, label_offset, threads
+        self._known: dict[tuple[str, Effort], float] = {}
+        self._held: dict[str, ModelProto | None] = {}
 
-    def errors(self, plans: Sequence[Plan], *, local: bool = False) -> list[float]:
+    def errors(self, plans: Sequence[Plan], *, effort: Effort = "quick") -> list[float]:
         """Judge plans; each is computed once.
 
         Args:
             plans: to judge.
-            local: only the layers whose inputs were cut make up for it, from statistics; much faster, and good enough
-                to compare what single groups cost.
+            effort: ``full`` repairs layer after layer with all calibration samples. ``quick`` repairs those layers
+                whose inputs were cut from what was measured once in the original; ``probe`` judges that on few samples.
 
         Returns:
             For each plan what `Scores.error` is on the samples of the search; smaller is better.
         """
-        return [self._error(plan, local) for plan in plans]
+        return [self._error(plan, effort) for plan in plans]
 
-    def _error(self, plan: Plan, local: bool) -> float:
-        key = (digest(plan), local)
+    def _error(self, plan: Plan, effort: Effort) -> float:
+        key = (digest(plan), effort)
         if key not in self._known:
-            judge = self._local_judge if local else self.judge
-            self._known[key] = judge.judge(self.made(plan, local)).error
+            smaller = cut(self.channels, plan, runtime.evaluate)
+            if effort == "full":
+                self.repaired(plan, smaller)
+            else:
+                judge = self._probe_judge if effort == "probe" else self.judge
+                self._known[key] = judge.judge(self._quickly_repaired(plan, smaller)).error
         return self._known[key]
 
+    def _quickly_repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto:
+        return smaller if self.repair == "none" else stand_in(self.statistics, plan, smaller)
+
+    def repaired(self, plan: Plan, smaller: ModelProto, progress: Progress | None = None) -> ModelProto:
+        """Repair a cut model with all calibration samples.
+
+        Returns:
+            The repaired model; the cut model itself where the repair answers worse on samples that it has not seen.
+        """
+        name = digest(plan)
+        if name not in self._held:
+            while len(self._held) >= HELD:
+                del self._held[next(iter(self._held))]
+            self._held[name] = self._repaired(plan, smaller, progress)
+        found = self._held[name]
+        return smaller if found is None else found
+
+    def _repaired(self, plan: Plan, smaller: ModelProto, progress: Progress | None) -> ModelProto | None:
+        before, after, result = self.judge.judge(smaller).error, np.inf, None
+        if self.repair != "none":
+            result = repaired(self.original, plan, smaller, self.repair, progress)
+            after = self.judge.judge(result).error
+        self._known[digest(plan), "full"] = min(before, after)
+        return result if after <= before else None
+
     @cached_property
-    def _local_judge(self) -> Judge:
+    def original(self) -> Original:
+        """What the layers of the original answer on the calibration samples."""
+        return Original(self.channels, self._parts.calibration.loaded(), seed=self._seed, threads=self._threads)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Compares on samples that no fit has seen."""
+        return judge_on(self.channels, self._parts.search.loaded(), self._label_offset, self._threads)
+
+    @cached_property
+    def _probe_judge(self) -> Judge:
         """Compares on few samples: single groups are many, and what they cost shows in few."""
-        few = self._first(self._parts.search, self._few)
+        macs = float(Costs(self.channels).of([group.width for group in self.channels.groups])["macs"][0])
+        search = self._parts.search
+        fewest = max(FEWEST, self.channels.model.fixed_batch(search.inputs[0].name) or 1)
+        most = max(fewest, round(min(PROBE_SAMPLES, PROBE_MACS / max(macs, 1))))
+        few = search.take(np.arange(min(len(search), most))).loaded()
         return judge_on(self.channels, few, self._label_offset, self._threads)
-
-    def _first(self, data: Data, most: float) -> Data:
-        """Take the first samples; however much they cost, some are needed."""
-        return data.take(np.arange(min(len(data), max(self._fewest, round(most))))).loaded()
-
-    def made(self, plan: Plan, local: bool = False) -> ModelProto:
-        """Cut a plan and repair the result."""
-        smaller = cut(self.channels, plan, runtime.evaluate)
-        if self.repair == "none":
-            return smaller
-        if local:
-            return stand_in(self.statistics, plan, smaller)
-        return repaired(self.original, plan, smaller, self.repair)
 
 
 def digest(plan: Plan) -> str:

@@ -19,7 +19,7 @@ HELD_BYTES = 1_000_000_000  # of targets that are held for the next candidate
 
 
 @dataclass(frozen=True)
-class Effort:
+class Sampling:
     """How many rows a fit looks at: enough for its unknowns, and not more than needed.
 
     Attributes:
@@ -65,7 +65,7 @@ class Original:
     Args:
         channels: of the original.
         data: samples to look at.
-        effort: how many rows of each layer to look at.
+        sampling: how many rows of each layer to look at.
         seed: chooses the rows.
         threads: of onnxruntime; None leaves the choice to it.
     """
@@ -74,13 +74,13 @@ class Original:
         self,
         channels: Channels,
         data: Data,
-        effort: Effort | None = None,
+        sampling: Sampling | None = None,
         seed: int = 0,
         threads: int | None = None,
     ) -> None:
         self.channels = channels
         self.readers = find_readers(channels)
-        self.effort = effort or Effort()
+        self.sampling = sampling or Sampling()
         self.data = data
         self.threads = threads
         self._batch = batch_size(data, channels.model)
@@ -126,7 +126,7 @@ class Original:
         layer, how, partner = reader.layer, reader.patches, reader.landing.partner
         rng = np.random.default_rng((self._seed, layer.index))
         groups = len(layer.x)
-        wanted = self.effort.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
+        wanted = self.sampling.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
         names = [reader.y] if partner is None else [reader.y, partner]
         for batch in self._walk.taps(names):
             y = batch[reader.y]

@@ -26,7 +26,6 @@ from onnxprune.problem import Judging
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.reporting import Report
 from onnxprune.settings import CompressSettings, resolve
-from onnxprune.statistics import Statistics
 from onnxprune.stepwise import in_steps
 from onnxprune.summary import summarise
 from onnxprune.surgery import cut
@@ -134,12 +133,12 @@ def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: P
     statistics = None
     if finish is not None:
         with clock.stage("collect statistics"):
-            statistics = prepared.statistics(progress)
+            statistics = finish.statistics
     with clock.stage("rank channels"):
         samples = None if prepared.parts is None else prepared.parts.calibration
         evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, samples, progress)
         worth = importance(evidence, settings.criterion)
-    with _judging(prepared, statistics) as judging:
+    with _judging(prepared, finish) as judging:
         with clock.stage("search"):
             targets = None
             if finish is not None and settings.max_drop is not None:
@@ -154,9 +153,9 @@ def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: P
 
 
 @contextmanager
-def _judging(prepared: Prepared, statistics: Statistics | None) -> Iterator[Judging | None]:
+def _judging(prepared: Prepared, finish: Finish | None) -> Iterator[Judging | None]:
     """Judge plans here or in other processes, as long as this lasts; None without data."""
-    if statistics is None:
+    if finish is None:
         yield None
     elif prepared.source.settings.workers > 1:
         assert prepared.parts is not None
@@ -164,7 +163,7 @@ def _judging(prepared: Prepared, statistics: Statistics | None) -> Iterator[Judg
         with Workers(prepared.source, prepared.source.settings.workers, sha256) as workers:
             yield workers
     else:
-        yield prepared.candidates(statistics)
+        yield finish.candidates
 
 
 def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -88,11 +88,16 @@ def parse_target(metric: str, text: str, original: float) -> Target:
     return Target(metric, limit * original if is_share else limit, text.strip())
 
 
+Effort = Literal["probe", "quick", "full"]
+"""What goes into judging a plan: `quick` repairs from statistics, which is enough to compare plans; `probe` does so on
+few samples, for plans that cut one group; `full` repairs as the result of a run is."""
+
+
 class Judging(Protocol):
     """Judges plans by what the models that they make answer."""
 
-    def errors(self, plans: Sequence[Plan], *, local: bool = False) -> list[float]:
-        """Give the error of each plan, smaller is better; `local` is faster, for plans that cut one group."""
+    def errors(self, plans: Sequence[Plan], *, effort: Effort = "quick") -> list[float]:
+        """Give the error of each plan; smaller is better."""
 
 
 class Problem:
@@ -113,6 +118,7 @@ class Problem:
         most: most channels each group can keep: the live ones, and dead ones where they fill up a step.
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
+        visited: plans that were judged, by what they keep of each group, with their scores.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class Problem:
         self.costs = costs
         self.targets = tuple(targets)
         self.judging = judging
+        self.visited: dict[bytes, tuple[Plan, float]] = {}
         self.lossless = nothing_lossless(channels) if lossless is None else lossless
         worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
         self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
@@ -298,8 +305,17 @@ class Problem:
     def scores(self, plans: Sequence[Plan]) -> list[float]:
         """Judge plans, larger is better: by what they answer where there is data, else by what they keep."""
         if self.judging is None:
-            return [self.kept_importance(plan) for plan in plans]
-        return [-error for error in self.judging.errors(plans)]
+            scores = [self.kept_importance(plan) for plan in plans]
+        else:
+            scores = [-error for error in self.judging.errors(plans)]
+        for plan, score in zip(plans, scores, strict=True):
+            self.visited[plan.counts.tobytes()] = plan, score
+        return scores
+
+    def best(self, count: int) -> list[Plan]:
+        """Give the plans with the best scores so far, best first, of those that meet the targets."""
+        fitting = [found for found in self.visited.values() if self.meets(found[0].counts)[0]]
+        return [plan for plan, _ in sorted(fitting, key=lambda found: -found[1])[:count]]
 
     def score(self, plan: Plan) -> float:
         """Judge one plan, see `scores`."""

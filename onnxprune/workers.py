@@ -17,6 +17,7 @@ from onnxprune.errors import InputError
 from onnxprune.judging import Candidates, digest
 from onnxprune.plan import Plan
 from onnxprune.prepare import Source, prepare
+from onnxprune.problem import Effort
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -41,7 +42,7 @@ class Workers:
         self._others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(source, threads, sha256))
-        self._known: dict[tuple[str, bool], float] = {}
+        self._known: dict[tuple[str, Effort], float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -60,17 +61,17 @@ class Workers:
             else:
                 os.environ[name] = value
 
-    def errors(self, plans: Sequence[Plan], *, local: bool = False) -> list[float]:
+    def errors(self, plans: Sequence[Plan], *, effort: Effort = "quick") -> list[float]:
         """Judge plans; see `Candidates.errors`.
 
         Raises:
             InputError: a process was ended from outside, or could not start.
         """
-        names = [(digest(plan), local) for plan in plans]
+        names = [(digest(plan), effort) for plan in plans]
         unknown = {name: plan for name, plan in zip(names, plans, strict=True) if name not in self._known}
         try:
             with _uninterrupted():
-                found = self._pool.map(_error, unknown.values(), [local] * len(unknown))
+                found = self._pool.map(_error, unknown.values(), [effort] * len(unknown))
             self._known.update(zip(unknown, found, strict=True))
         except BrokenProcessPool as error:
             raise InputError(
@@ -123,5 +124,5 @@ def _candidates() -> Candidates:
     return prepared.candidates(prepared.statistics(), threads)
 
 
-def _error(plan: Plan, local: bool) -> float:
-    return _candidates().errors([plan], local=local)[0]
+def _error(plan: Plan, effort: Effort) -> float:
+    return _candidates().errors([plan], effort=effort)[0]

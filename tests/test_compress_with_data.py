@@ -15,7 +15,7 @@ from nets import NETS
 from onnx import ModelProto, numpy_helper
 
 import onnxprune
-from onnxprune import CompressSettings, attempt, finish, runtime, stepwise
+from onnxprune import CompressSettings, attempt, finish, judging, runtime, stepwise
 from onnxprune.channels import find_channels
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores
@@ -172,7 +172,7 @@ def test_a_repair_that_answers_worse_is_not_kept_and_that_is_said(
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(values), tensor.name))
         return made
 
-    monkeypatch.setattr(finish, "repaired", spoiled)
+    monkeypatch.setattr(judging, "repaired", spoiled)
     give(convs(), images())
     report = compress()
     onnxprune.apply(Path("model.onnx"), Path("small.plan.json"), Path("cut.onnx"))

@@ -26,7 +26,7 @@ from onnxprune.judging import Candidates
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
-from onnxprune.problem import FINE, Align, Judging, Problem, Target
+from onnxprune.problem import FINE, Align, Effort, Judging, Problem, Target
 from onnxprune.search import SearchSettings
 from onnxprune.search.greedy import WAYS, by_kind, descend, search, sensitivities
 from onnxprune.statistics import collect
@@ -252,9 +252,9 @@ class Judged:
         self.full: list[tuple[Plan, float]] = []
         self.probes: list[tuple[Plan, float]] = []
 
-    def errors(self, plans: Sequence[Plan], *, local: bool = False) -> list[float]:
-        found = [(plan, (self.local if local else self.error)(plan)) for plan in plans]
-        (self.probes if local else self.full).extend(found)
+    def errors(self, plans: Sequence[Plan], *, effort: Effort = "quick") -> list[float]:
+        found = [(plan, (self.local if effort == "probe" else self.error)(plan)) for plan in plans]
+        (self.probes if effort == "probe" else self.full).extend(found)
         return [error for _, error in found]
 
 

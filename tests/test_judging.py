@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,13 @@ from onnxprune.judging import Candidates, digest, judge_on, repaired
 from onnxprune.model import analyse
 from onnxprune.original import Original
 from onnxprune.plan import Plan, whole
+from onnxprune.problem import Effort
 from onnxprune.repair import stand_in
 from onnxprune.statistics import collect
 from onnxprune.surgery import cut
 
 REPAIRS = ("least_squares", "bn", "none")
+EFFORTS: tuple[Effort, ...] = ("probe", "quick", "full")
 
 
 @pytest.fixture(autouse=True)
@@ -85,18 +86,18 @@ class Sessions:
         patch.setattr(runtime, "Session", session)
 
 
-@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("repair", REPAIRS)
-def test_each_plan_is_judged_once(monkeypatch: pytest.MonkeyPatch, repair: str, local: bool) -> None:
+def test_each_plan_is_judged_once(monkeypatch: pytest.MonkeyPatch, repair: str, effort: Effort) -> None:
     channels = channels_of(network())
     judged = candidates(channels, repair=repair)
     plans = plans_of(channels)
-    first = judged.errors(plans, local=local)
+    first = judged.errors(plans, effort=effort)
     sessions = Sessions(monkeypatch)
-    again = judged.errors([Plan(tuple(kept.astype(np.int32) for kept in plan.kept)) for plan in plans], local=local)
+    again = judged.errors([Plan(tuple(kept.astype(np.int32) for kept in plan.kept)) for plan in plans], effort=effort)
     assert first == again
     assert sessions.made == 0
-    judged.errors([keep(channels, 6, 6)], local=local)
+    judged.errors([keep(channels, 6, 6)], effort=effort)
     assert sessions.made > 0
     assert len(set(first)) == 3
 
@@ -120,14 +121,14 @@ def test_plans_of_as_many_channels_are_told_apart() -> None:
     assert errors[0] != errors[1]
 
 
-@pytest.mark.parametrize("local", [False, True])
-def test_without_repair_the_plain_cut_is_judged(local: bool) -> None:
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_without_repair_the_plain_cut_is_judged(effort: Effort) -> None:
     channels = channels_of(network())
     parts = parts_of(channels)
     judged, judge = candidates(channels, parts, repair="none"), judge_on(channels, parts.search, 0)
-    for plan, error in zip(plans_of(channels), judged.errors(plans_of(channels), local=local), strict=True):
+    for plan, error in zip(plans_of(channels), judged.errors(plans_of(channels), effort=effort), strict=True):
         plain = cut(channels, plan, runtime.evaluate)
-        assert judged.made(plan, local).SerializeToString() == plain.SerializeToString()
+        assert judged.repaired(plan, plain) is plain
         assert error == pytest.approx(judge.judge(plain).error, rel=1e-6)
         assert error > 0
 
@@ -137,32 +138,30 @@ def test_a_repaired_cut_is_judged_on_the_samples_of_the_search(repair: str) -> N
     channels = channels_of(network())
     parts = parts_of(channels)
     judged, judge = candidates(channels, parts, repair=repair), judge_on(channels, parts.search, 0)
-    original = Original(channels, parts.calibration, judging.QUICK)
+    original = Original(channels, parts.calibration)
     measured = collect(channels, parts.calibration)
     plan = keep(channels, 5, 6)
     smaller = cut(channels, plan, runtime.evaluate)
-    (full,), (local,) = judged.errors([plan]), judged.errors([plan], local=True)
+    full, quick, probe = (judged.errors([plan], effort=effort)[0] for effort in ("full", "quick", "probe"))
     assert full == pytest.approx(judge.judge(repaired(original, plan, smaller, repair)).error, rel=1e-4)
-    assert local == pytest.approx(judge.judge(stand_in(measured, plan, smaller)).error, rel=1e-4)
-    assert full != pytest.approx(local, rel=0.01)
+    assert quick == probe == pytest.approx(judge.judge(stand_in(measured, plan, smaller)).error, rel=1e-4)
+    assert full != pytest.approx(quick, rel=0.01)
 
 
 def test_repairs_are_worth_their_while_in_this_order() -> None:
     channels = channels_of(network())
     plan = keep(channels, 5, 6)
-    errors = [candidates(channels, repair=repair).errors([plan])[0] for repair in REPAIRS]
-    (local,) = candidates(channels).errors([plan], local=True)
+    errors = [candidates(channels, repair=repair).errors([plan], effort="full")[0] for repair in REPAIRS]
+    (quick,) = candidates(channels).errors([plan])
     assert errors == sorted(errors)
-    assert local < errors[-1]
+    assert errors[0] < quick < errors[-1]
 
 
 @pytest.mark.parametrize("repair", REPAIRS)
 def test_the_whole_model_has_no_error(repair: str) -> None:
     channels = channels_of(network())
     judged = candidates(channels, repair=repair)
-    assert max(judged.errors([whole(channels)], local=True)) < 1e-6
-    if repair != "bn":  # which takes mean and variance of the samples
-        assert max(judged.errors([whole(channels)])) < 1e-6
+    assert max(judged.errors([whole(channels)], effort=effort)[0] for effort in EFFORTS) < 1e-6
 
 
 class Forbidden(Data):
@@ -188,10 +187,13 @@ def test_repair_sees_calibration_samples_only_and_the_judge_none_of_them() -> No
         one, searched, calibrated = (
             candidates(channels, parts, repair=repair) for parts in (usual, other_search, other_calibration)
         )
-        made = [c.made(plan).SerializeToString() for c in (one, searched, calibrated)]
+        smaller = cut(channels, plan, runtime.evaluate)
+        made = [c.repaired(plan, smaller).SerializeToString() for c in (one, searched, calibrated)]
         assert made[0] == made[1]
         assert (made[0] == made[2]) == (repair == "none")
-        errors = [c.errors([plan], local=local)[0] for local in (False, True) for c in (one, searched, calibrated)]
+        errors = [
+            c.errors([plan], effort=effort)[0] for effort in ("quick", "full") for c in (one, searched, calibrated)
+        ]
         assert errors[0] != errors[1]
         assert errors[3] != errors[4]
         assert (errors[0] == errors[2]) == (errors[3] == errors[5]) == (repair == "none")
@@ -203,9 +205,9 @@ def test_nobody_sees_what_is_held_out() -> None:
     closed = replace(parts, holdout=forbidden(parts.holdout))
     with pytest.raises(AssertionError, match="looked at"):
         next(iter(closed.holdout.batches(1)))
-    for local in (False, True):
-        judged = candidates(channels, closed).errors(plans_of(channels), local=local)
-        np.testing.assert_allclose(judged, candidates(channels, parts).errors(plans_of(channels), local=local))
+    for effort in EFFORTS:
+        judged = candidates(channels, closed).errors(plans_of(channels), effort=effort)
+        np.testing.assert_allclose(judged, candidates(channels, parts).errors(plans_of(channels), effort=effort))
 
 
 def seen(judge: Any) -> int:
@@ -213,27 +215,42 @@ def seen(judge: Any) -> int:
     return int(judge.original_scores.samples)
 
 
-@pytest.mark.parametrize(
-    ("local_macs", "quick_macs", "expected"), [(1.0, 1.0, (64, 64)), (1e12, 1e12, (90, 200)), (1e12, 1.0, (90, 64))]
-)
-def test_costly_models_are_judged_on_fewer_samples_but_on_some(
-    monkeypatch: pytest.MonkeyPatch, local_macs: float, quick_macs: float, expected: Sequence[int]
+@pytest.mark.parametrize(("macs", "expected"), [(1.0, 64), (1e12, 90)])
+def test_single_groups_of_costly_models_are_judged_on_fewer_samples_but_on_some(
+    monkeypatch: pytest.MonkeyPatch, macs: float, expected: int
 ) -> None:
-    for name, value in (("LOCAL_MACS", local_macs), ("QUICK_MACS", quick_macs)):
-        monkeypatch.setattr(judging, name, value)
-    for name, value in (("LOCAL_SAMPLES", 90), ("QUICK_SAMPLES", 200)):
-        monkeypatch.setattr(judging, name, value)
+    monkeypatch.setattr(judging, "PROBE_MACS", macs)
+    monkeypatch.setattr(judging, "PROBE_SAMPLES", 90)
     judged = candidates(channels_of(network()))
-    assert seen(judged.judge) == 100
-    assert (seen(judged._local_judge), len(judged.original.data)) == expected
+    assert (seen(judged.judge), seen(judged._probe_judge)) == (100, expected)
 
 
 def test_a_fixed_batch_is_filled_at_least_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "LOCAL_MACS", 1.0)
+    monkeypatch.setattr(judging, "PROBE_MACS", 1.0)
     monkeypatch.setattr(judging, "FEWEST", 2)
     channels = channels_of(network(20))
     judged = candidates(channels)
-    assert seen(judged._local_judge) == 20
-    errors = judged.errors(plans_of(channels), local=True) + judged.errors(plans_of(channels))
+    assert seen(judged._probe_judge) == 20
+    errors = judged.errors(plans_of(channels), effort="probe") + judged.errors(plans_of(channels))
     assert np.isfinite(errors).all()
     assert min(errors) > 0
+
+
+def test_a_repair_that_answers_worse_than_the_bare_cut_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    channels = channels_of(network())
+    judged, plan = candidates(channels), keep(channels, 7, 9)
+    smaller = cut(channels, plan, runtime.evaluate)
+    assert judged.repaired(plan, smaller) is not smaller
+    worse = candidates(channels)
+    ruined = cut(channels, keep(channels, 1, 1), runtime.evaluate)
+    monkeypatch.setattr(judging, "repaired", lambda *_: ruined)
+    assert worse.repaired(plan, smaller) is smaller
+    assert worse.errors([plan], effort="full") == [pytest.approx(worse.judge.judge(smaller).error)]
+
+
+def test_what_was_repaired_last_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    channels = channels_of(network())
+    judged, plan = candidates(channels), keep(channels, 4, 6)
+    judged.errors([plan], effort="full")
+    monkeypatch.setattr(judging, "repaired", lambda *_: pytest.fail("repaired again"))
+    judged.repaired(plan, cut(channels, plan, runtime.evaluate))

@@ -18,7 +18,7 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.data import Data, Input
 from onnxprune.judging import judge_on, repaired
 from onnxprune.model import analyse
-from onnxprune.original import Effort, Original
+from onnxprune.original import Original, Sampling
 from onnxprune.plan import Plan, whole
 from onnxprune.repair import Repair, stand_in
 from onnxprune.shapes import example_inputs
@@ -236,7 +236,7 @@ def test_the_cut_model_stays_as_it_was() -> None:
 
 def test_a_second_repair_from_held_targets_is_that_of_the_first() -> None:
     channels = channels_of(residual_net())
-    original = Original(channels, data_of(channels), Effort(10, 200, 400))
+    original = Original(channels, data_of(channels), Sampling(10, 200, 400))
     plan = some(channels)
     smaller = cut(channels, plan, runtime.evaluate)
     first, second = (Repair(original, plan, smaller).least_squares() for _ in range(2))
@@ -252,7 +252,7 @@ def test_every_network_survives_every_repair(name: str) -> None:
     plan, data = some(channels), data_of(channels, 8)
     smaller = cut(channels, plan, runtime.evaluate)
     feeds = example_inputs(channels.model.proto.graph, channels.model.bound, 5)
-    original = Original(channels, data, Effort(4, 50, 100))
+    original = Original(channels, data, Sampling(4, 50, 100))
     results = [repaired(original, plan, smaller, kind) for kind in ("least_squares", "bn")]
     results.append(stand_in(collect(channels, data), plan, smaller))
     for result in results:

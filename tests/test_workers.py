@@ -19,7 +19,7 @@ from cli_nets import Array, dense, run, write
 from onnxprune import judging, prepare
 from onnxprune.errors import InputError
 from onnxprune.plan import Plan, whole
-from onnxprune.prepare import Prepared, Source
+from onnxprune.prepare import Source
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.workers import THREAD_VARIABLES, Workers
 
@@ -72,7 +72,7 @@ def test_two_workers_give_the_plan_of_one_and_do_all_the_judging(folder: Path, m
 
     options = ("--flops", 0.5, "--data", "x.npy", "--align", 1, "--search", "random", "--budget", 12)
     alone = run("compress", "model.onnx", *options, "-o", "alone.onnx")
-    monkeypatch.setattr(Prepared, "candidates", judged_here)
+    monkeypatch.setattr(judging.Candidates, "errors", judged_here)
     together = run("compress", "model.onnx", *options, "-o", "together.onnx", "--workers", 2)
     assert (alone.code, together.code) == (0, 0), alone.err + together.err
     plans = [json.loads(Path(f"{name}.plan.json").read_text()) for name in ("alone", "together")]

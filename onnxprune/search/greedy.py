@@ -62,7 +62,7 @@ def sensitivities(problem: Problem, budget: int, progress: Progress) -> Floats:
     groups = list(probes)
     for start in range(0, len(groups), TOGETHER):
         part = groups[start : start + TOGETHER]
-        errors = problem.judging.errors([probes[group][0] for group in part], local=True)
+        errors = problem.judging.errors([probes[group][0] for group in part], effort="probe")
         for group, error in zip(part, errors, strict=True):
             ratios[group] = max(error, 0) / probes[group][1]
         progress(start + len(part), len(groups))
