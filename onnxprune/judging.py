@@ -14,7 +14,7 @@ from onnxprune.channels import Channels
 from onnxprune.data import Data, Split
 from onnxprune.evaluation import Judge
 from onnxprune.metrics import Costs
-from onnxprune.original import Original
+from onnxprune.original import Original, Sampling
 from onnxprune.plan import Plan
 from onnxprune.problem import Effort
 from onnxprune.progress import Progress, Quiet
@@ -24,6 +24,8 @@ from onnxprune.surgery import cut
 
 PROBE_SAMPLES, PROBE_MACS = 256, 3e10  # what plans that cut one group are judged on, at most
 FEWEST = 64  # samples, however much they cost
+QUICK_SAMPLES, QUICK_MACS = 512, 6e10  # what their quick repair looks at, at most, and on how many rows
+QUICK_ROWS = Sampling(per_input=20, least=4_000, most=20_000)
 HELD = 4  # repaired models that are kept, for the one that is chosen in the end
 
 
@@ -70,8 +72,9 @@ class Candidates:
 
         Args:
             plans: to judge.
-            effort: ``full`` repairs layer after layer with all calibration samples. ``quick`` repairs those layers
-                whose inputs were cut from what was measured once in the original; ``probe`` judges that on few samples.
+            effort: ``full`` repairs layer after layer with all calibration samples, ``quick`` with few of them.
+                ``probe`` repairs only the layers whose inputs were cut, from what was measured once in the original,
+                and judges on few samples: good enough to compare what single groups cost, and nothing else.
 
         Returns:
             For each plan what `Scores.error` is on the samples of the search; smaller is better.
@@ -84,13 +87,13 @@ class Candidates:
             smaller = cut(self.channels, plan, runtime.evaluate)
             if effort == "full":
                 self.repaired(plan, smaller)
+            elif effort == "quick":
+                made = smaller if self.repair == "none" else repaired(self._few, plan, smaller, self.repair)
+                self._known[key] = self.judge.judge(made).error
             else:
-                judge = self._probe_judge if effort == "probe" else self.judge
-                self._known[key] = judge.judge(self._quickly_repaired(plan, smaller)).error
+                made = smaller if self.repair == "none" else stand_in(self.statistics, plan, smaller)
+                self._known[key] = self._probe_judge.judge(made).error
         return self._known[key]
-
-    def _quickly_repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto:
-        return smaller if self.repair == "none" else stand_in(self.statistics, plan, smaller)
 
     def repaired(self, plan: Plan, smaller: ModelProto, progress: Progress | None = None) -> ModelProto:
         """Repair a cut model with all calibration samples.
@@ -120,6 +123,12 @@ class Candidates:
         return Original(self.channels, self._parts.calibration.loaded(), seed=self._seed, threads=self._threads)
 
     @cached_property
+    def _few(self) -> Original:
+        """The same on few samples; the plan that is chosen in the end is repaired with all."""
+        few = self._first(self._parts.calibration, QUICK_SAMPLES, QUICK_MACS)
+        return Original(self.channels, few, QUICK_ROWS, self._seed, self._threads)
+
+    @cached_property
     def judge(self) -> Judge:
         """Compares on samples that no fit has seen."""
         return judge_on(self.channels, self._parts.search.loaded(), self._label_offset, self._threads)
@@ -127,12 +136,15 @@ class Candidates:
     @cached_property
     def _probe_judge(self) -> Judge:
         """Compares on few samples: single groups are many, and what they cost shows in few."""
-        macs = float(Costs(self.channels).of([group.width for group in self.channels.groups])["macs"][0])
-        search = self._parts.search
-        fewest = max(FEWEST, self.channels.model.fixed_batch(search.inputs[0].name) or 1)
-        most = max(fewest, round(min(PROBE_SAMPLES, PROBE_MACS / max(macs, 1))))
-        few = search.take(np.arange(min(len(search), most))).loaded()
+        few = self._first(self._parts.search, PROBE_SAMPLES, PROBE_MACS)
         return judge_on(self.channels, few, self._label_offset, self._threads)
+
+    def _first(self, data: Data, samples: int, macs: float) -> Data:
+        """Take the first samples; however much they cost, some are needed."""
+        each = float(Costs(self.channels).of([group.width for group in self.channels.groups])["macs"][0])
+        fewest = max(FEWEST, self.channels.model.fixed_batch(data.inputs[0].name) or 1)
+        most = max(fewest, round(min(samples, macs / max(each, 1))))
+        return data.take(np.arange(min(len(data), most))).loaded()
 
 
 def digest(plan: Plan) -> str:

@@ -89,8 +89,8 @@ def parse_target(metric: str, text: str, original: float) -> Target:
 
 
 Effort = Literal["probe", "quick", "full"]
-"""What goes into judging a plan: `quick` repairs from statistics, which is enough to compare plans; `probe` does so on
-few samples, for plans that cut one group; `full` repairs as the result of a run is."""
+"""What goes into judging a plan: `quick` repairs it with few samples, `full` as the result of a run is, with all.
+`probe` is for plans that cut one group: it repairs from statistics, and judges on few samples."""
 
 
 class Judging(Protocol):
