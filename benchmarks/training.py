@@ -34,7 +34,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--preprocess", default="cifar10")
+    parser.add_argument("--label-offset", type=int, default=0)
     parser.add_argument("--teacher", action="store_true")
+    parser.add_argument(
+        "--choose", default="last", help="best: by samples held out, which the networks may know by heart"
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(given)
@@ -49,23 +53,26 @@ def line(arguments: argparse.Namespace, model: Path, target: str, search: str, e
     """Compress, train and judge one model; what is there already is taken as it is."""
     name = f"{model.stem}.{target}.{search}"
     small, bare = arguments.run / f"{name}.onnx", arguments.run / f"{name}.cut.onnx"
+    given = {"data": arguments.data, "preprocess": arguments.preprocess, "label_offset": arguments.label_offset}
     asked = CompressSettings({"macs": target}, search=search, seed=arguments.seed)
     if not small.exists():
-        onnxprune.compress(model, small, asked, data=arguments.data, preprocess=arguments.preprocess)
+        onnxprune.compress(model, small, asked, **given)
     if not bare.exists():
         onnxprune.apply(model, small.with_name(f"{name}.plan.json"), bare, verify_level="none")
     options = ["--epochs", str(arguments.epochs), "--seed", str(arguments.seed), *extra]
     options += ["--teacher", str(model)] if arguments.teacher else []
-    trained = arguments.run / f"{name}{''.join(options).replace('--', '.').replace('/', '_')}.onnx"
+    run = arguments.run / f"{name}{''.join(options).replace('--', '.').replace('/', '_')}.run"
+    trained = run.with_suffix(f".{arguments.choose}.onnx")
     if not trained.exists():
         command = [PROGRAM, "finetune", str(small), "--data", arguments.data, "--preprocess", arguments.preprocess]
-        command += ["-o", str(trained), "--resume", *options]
+        command += ["--label-offset", str(arguments.label_offset), "--choose", arguments.choose, *options]
+        command += ["-o", str(trained), "--run", str(run), "--resume"]
         print(f"# {shlex.join(command)}", file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
-    tops = [
-        f"{title} {100 * (onnxprune.evaluate(file, arguments.test, preprocess=arguments.preprocess).top1 or 0):.2f}"
-        for title, file in (("original", model), ("cut", bare), ("repaired", small), ("trained", trained))
-    ]
+    tops = []
+    for title, file in (("original", model), ("cut", bare), ("repaired", small), ("trained", trained)):
+        scores = onnxprune.evaluate(file, **{**given, "data": arguments.test})
+        tops.append(f"{title} {100 * (scores.top1 or 0):.2f}")
     return f"{name} | {' | '.join(tops)} | {shlex.join(options)}"
 
 

@@ -72,6 +72,12 @@ ANSWERS = {"top1": "top-1", "top5": "top-5", "agreement": "agreement", "kl": "KL
 @click.option("--compile", "compiled", is_flag=True, help="Let torch compile the model: slow to start, faster to run.")
 @click.option("--tensorboard", is_flag=True, help="Write a log for TensorBoard into the run's folder, too.")
 @click.option("--holdout", default=2000, show_default=True, help="Most samples held out, to choose the best epoch by.")
+@click.option(
+    "--choose",
+    default="best",
+    show_default=True,
+    help="The epoch that is written: best on samples held out, or last: where the model was trained on these before.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of everything that is drawn.")
 @click.option("--run", type=click.Path(path_type=Path), help="Folder for checkpoints; OUTPUT.run by default.")
 @click.option("--resume", is_flag=True, help="Go on with the run that the folder holds.")
@@ -105,6 +111,7 @@ def finetune(
     compiled: bool,
     tensorboard: bool,
     holdout: int,
+    choose: str,
     seed: int,
     run: Path | None,
     resume: bool,
@@ -139,6 +146,7 @@ def finetune(
         compiled=compiled,
         tensorboard=tensorboard,
         holdout=holdout,
+        choose=choose,
         seed=seed,
     )
     out = output if output is not None else Path(f"{model.name.removesuffix('.onnx')}.finetuned.onnx")
@@ -194,4 +202,4 @@ def _show(report: FinetuneReport, out: Path) -> None:
     console.print(made)
     for note in report.notes:
         console.print(f"Note: {note}")
-    console.print(f"wrote {out} with the weights of epoch {report.best_epoch}, and its report")
+    console.print(f"wrote {out} with the weights of epoch {report.chosen_epoch}, and its report")

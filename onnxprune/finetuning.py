@@ -31,6 +31,14 @@ from onnxprune.training.trainer import Result
 FORMAT = "onnxprune.finetune/1"
 
 
+NOTHING_BETTER = (
+    "no epoch answers the samples held out better than the model did before training, so its weights are as they were. "
+    "Samples that the model was trained on before cannot tell, since it knows them by heart: --resume --choose last "
+    "takes the last epoch"
+)
+"""Said where training seems to have brought nothing."""
+
+
 @dataclass(frozen=True)
 class FinetuneReport:
     """What a run of finetune did.
@@ -41,7 +49,7 @@ class FinetuneReport:
         teacher: the teacher's file name, or None.
         before: what the model answered to the samples held out.
         after: what it answers now.
-        best_epoch: the epoch whose weights were written; 0 is before training.
+        chosen_epoch: the epoch whose weights were written; 0 is before training.
         epochs: per epoch the mean loss, and loss and accuracy on the samples held out.
         data: where the samples are from, and how many were trained on and held out.
         notes: what else the user should know.
@@ -54,7 +62,7 @@ class FinetuneReport:
     teacher: str | None
     before: Scores
     after: Scores
-    best_epoch: int
+    chosen_epoch: int
     epochs: list[dict[str, Any]]
     data: dict[str, Any]
     notes: list[str]
@@ -129,7 +137,7 @@ def finetune(
             None if teacher is None else teacher.name,
             judge.judge(model.proto),
             judge.judge(proto),
-            result.best,
+            result.chosen,
             result.rows,
             {
                 "source": samples.source,
@@ -190,6 +198,8 @@ def divided(
 def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[str]:
     """Say what the user should know."""
     notes = [result.stopped] if result.stopped else []
+    if result.chosen == 0 and len(result.rows) > 1:
+        notes.append(NOTHING_BETTER)
     fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
     if fixed is not None and fixed != settings.batch:
         notes.append(

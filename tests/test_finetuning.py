@@ -63,9 +63,9 @@ def test_labels_are_learnt_and_the_file_keeps_its_structure(folder: Path, norms:
     assert report.after.top1 is not None
     assert report.before.top1 is not None
     assert report.after.top1 > report.before.top1
-    assert report.best_epoch > 0
+    assert report.chosen_epoch > 0
     assert [row["epoch"] for row in report.epochs] == list(range(7))
-    assert report.epochs[report.best_epoch]["accuracy"] == pytest.approx(report.after.top1)
+    assert report.epochs[report.chosen_epoch]["accuracy"] == pytest.approx(report.after.top1)
     written = json.loads(Path("trained.report.json").read_text())
     assert written["format"] == "onnxprune.finetune/1"
     assert written["settings"]["norms"] == norms
@@ -105,7 +105,7 @@ def test_averaged_weights_are_those_that_are_judged_and_written(folder: Path) ->
     averaged = finetune("averaged.onnx", norms="keep", ema=0.99)
     assert plain.epochs[1]["loss"] == averaged.epochs[1]["loss"]
     assert plain.epochs[1]["holdout_loss"] != averaged.epochs[1]["holdout_loss"]
-    assert averaged.after.top1 == pytest.approx(averaged.epochs[averaged.best_epoch]["accuracy"])
+    assert averaged.after.top1 == pytest.approx(averaged.epochs[averaged.chosen_epoch]["accuracy"])
 
 
 def test_hints_change_what_is_learnt(folder: Path) -> None:
@@ -240,8 +240,8 @@ def test_a_run_started_anew_forgets_the_old_one(folder: Path, monkeypatch: pytes
             finetune(force=True, epochs=3)
     report = finetune(force=True, resume=True, epochs=3)
     assert [row["epoch"] for row in report.epochs] == [0, 1, 2, 3]
-    assert report.epochs[report.best_epoch]["accuracy"] == pytest.approx(report.after.top1)
-    assert report.best_epoch > 0
+    assert report.epochs[report.chosen_epoch]["accuracy"] == pytest.approx(report.after.top1)
+    assert report.chosen_epoch > 0
 
 
 def test_other_samples_do_not_go_on_with_a_run(folder: Path) -> None:
@@ -444,3 +444,21 @@ def test_two_processes_train_one_model_together(folder: Path) -> None:
     one, two = weights("one.onnx"), weights("two.onnx")
     for name in one:  # the same samples a step, their gradients averaged
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_epoch_is_written_where_it_is_asked_for_even_from_a_run_that_has_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(tasks.teacher(), "model.onnx")
+    hurting = {"norms": "keep", "rate": 0.3, "weight_decay": 1.0, "epochs": 2}  # which leaves hardly any weights
+    best = finetune("best.onnx", run=Path("run"), **hurting)
+    assert best.chosen_epoch == 0
+    assert any("--choose last" in note for note in best.notes)
+    ours = weights("best.onnx")
+    assert all(np.array_equal(values, ours[name]) for name, values in weights("model.onnx").items())
+    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda *_: pytest.fail("trained again"))
+    last = finetune("last.onnx", run=Path("run"), resume=True, choose="last", **hurting)
+    assert last.chosen_epoch == 2
+    assert last.notes == []
+    assert any(not np.array_equal(values, ours[name]) for name, values in weights("last.onnx").items())
+    assert last.after.top1 == pytest.approx(last.epochs[2]["accuracy"])

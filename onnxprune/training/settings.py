@@ -10,6 +10,7 @@ from onnxprune.training.augment import AUGMENTS
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 NORMS = ("insert", "keep")
+CHOICES = ("best", "last")
 RATES = {("sgd", True): 0.05, ("sgd", False): 0.005, ("adamw", True): 1e-3, ("adamw", False): 2e-4}
 """Learning rates by optimizer and by whether the network normalises: without that, larger steps diverge."""
 
@@ -38,6 +39,8 @@ class FinetuneSettings:
         compiled: whether torch compiles the model.
         tensorboard: whether the run's folder gets a log for TensorBoard as well.
         holdout: the most samples that are not trained on, to choose the best epoch by.
+        choose: ``best`` takes the epoch that answers the samples held out best, 0 among them; ``last`` the last one,
+            for samples that the model was trained on before, which it knows by heart.
         seed: of everything that is drawn.
     """
 
@@ -60,6 +63,7 @@ class FinetuneSettings:
     compiled: bool = False
     tensorboard: bool = False
     holdout: int = 2000
+    choose: str = "best"
     seed: int = 0
 
 
@@ -74,6 +78,7 @@ def check(settings: FinetuneSettings) -> None:
         ("--augment", settings.augment, AUGMENTS),
         ("--precision", settings.precision, PRECISIONS),
         ("--norms", settings.norms, NORMS),
+        ("--choose", settings.choose, CHOICES),
     ):
         if value not in choices:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")

@@ -63,15 +63,15 @@ class Result:
     """What a run came to.
 
     Attributes:
-        weights: of the best epoch, by name.
+        weights: of the chosen epoch, by name.
         rows: what happened in each epoch.
-        best: the epoch they are from; 0 is before training.
+        chosen: the epoch they are from; 0 is before training.
         stopped: why it ended early, or empty.
     """
 
     weights: Weights
     rows: list[dict[str, Any]]
-    best: int
+    chosen: int
     stopped: str
 
 
@@ -145,8 +145,16 @@ class Trainer:
             self.progress.say(_line(self.rows[-1], self.settings.epochs, is_best=best_epoch == epoch))
         if not self.team.is_first:
             return Result({}, self.rows, best_epoch, stopped)
-        kept = checkpoint.load(self.folder, checkpoint.BEST)
-        return Result(kept["weights"], self.rows, kept["epoch"], stopped)
+        chosen, epoch = self._chosen()
+        return Result(chosen, self.rows, epoch, stopped)
+
+    def _chosen(self) -> tuple[Weights, int]:
+        """Give the weights of the epoch that the settings ask for, and its number."""
+        if self.settings.choose == "last" and len(self.rows) > 1:
+            last = checkpoint.load(self.folder, checkpoint.LAST)
+            return last["average"] or last["weights"], last["epoch"]
+        best = checkpoint.load(self.folder, checkpoint.BEST)
+        return best["weights"], best["epoch"]
 
     def _epoch(self, epoch: int) -> float:
         """Train on all samples once; gives the mean loss, NaN where it was not finite."""
@@ -273,14 +281,15 @@ class Trainer:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {**self.task.identity, "settings": asdict(self.settings), "processes": self.team.count}
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "choose"}
+        return {**self.task.identity, "settings": settings, "processes": self.team.count}
 
     def _resumed(self) -> tuple[tuple[float, float], int, int]:
         state = checkpoint.load(self.folder, checkpoint.LAST)
         try:
             return self._taken(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.folder / checkpoint.LAST} is damaged; start again with --force") from error
+            raise InputError(f"{self.folder / checkpoint.LAST} is damaged; remove it to train anew") from error
 
     def _taken(self, state: dict[str, Any]) -> tuple[tuple[float, float], int, int]:
         """Go on from a state."""
