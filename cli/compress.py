@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from onnxprune.errors import InputError, InterruptedRunError, LostWorkerError
 
 from . import display
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxprune.reporting import Report
+    from onnxprune.settings import CompressSettings
 
 STAGES = {"original": "original", "cut": "cut", "repair": "repaired", "finetune": "fine-tuned"}
 ANSWERS = {
@@ -24,6 +29,9 @@ ANSWERS = {
     "distance": ("distance", "{:.4g}"),
 }
 """Columns of the table of answers, by their name in the report."""
+
+BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
+"""What may be given with --resume; all else stands in the folder of the run."""
 
 
 @click.command(epilog="Example: onnxprune compress model.onnx --flops 0.5 -o small.onnx --data images.npz")
@@ -44,9 +52,17 @@ ANSWERS = {
 @display.preprocess_option
 @display.label_offset_option
 @click.option(
-    "--search", help="How widths are chosen: greedy (default with --data), random, uniform (default without)."
+    "--search",
+    help="How widths are chosen: greedy (default with data), gnn_rl, evolution, amc, random, uniform (default else).",
+)
+@click.option(
+    "--policy", metavar="FILE", help="For gnn_rl: a trained policy to start from; --budget 1 takes its own plan."
+)
+@click.option(
+    "--policy-preset", default="default", show_default=True, help="For gnn_rl: default, or paper for it as published."
 )
 @click.option("--budget", default=100, show_default=True, help="Candidates the search may judge.")
+@click.option("--time-limit", metavar="TIME", help="Most that the search may take: 90 (seconds), 90s, 10m or 2h.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan, if --align is given.")
 @click.option(
     "--criterion",
@@ -97,17 +113,31 @@ ANSWERS = {
 @display.shape_option
 @display.verify_option
 @click.option("--dry-run", is_flag=True, help="Find the plan and print it; cut and write nothing.")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Folder for what is judged; another target with the same folder starts from there. Default: OUTPUT.run, which "
+    "goes when all is done.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the interrupted run of --run, or of OUTPUT.run, as it was asked for."
+)
 @display.force_option
 @display.json_option
 @display.quiet_option
+@click.pass_context
 def compress(
+    ctx: click.Context,
     model: Path,
     flops: str | None,
     params: str | None,
     output: Path | None,
     max_drop: float | None,
     search: str | None,
+    policy: str | None,
+    policy_preset: str,
     budget: int,
+    time_limit: str | None,
     seed: int,
     criterion: str | None,
     repair: str,
@@ -126,20 +156,27 @@ def compress(
     shapes: tuple[str, ...],
     verify: str,
     dry_run: bool,
+    run: Path | None,
+    resume: bool,
     force: bool,
     json_file: Path | None,
     quiet: bool,
 ) -> None:
     """Make MODEL smaller until it meets its targets, prove the result, and write it with its plan and report."""
     from onnxprune import pipeline
-    from onnxprune.settings import CompressSettings
+    from onnxprune.outputs import default_output
+    from onnxprune.records import default_folder
+    from onnxprune.settings import CompressSettings, parse_seconds
 
     asked = {"macs": flops, "params": params}
     settings = CompressSettings(
         targets={metric: text for metric, text in asked.items() if text is not None},
         max_drop=max_drop,
         search=search,
+        policy=policy,
+        policy_preset=policy_preset,
         budget=budget,
+        time_limit=None if time_limit is None else parse_seconds(time_limit),
         seed=seed,
         criterion=criterion,
         repair=repair,
@@ -155,28 +192,88 @@ def compress(
         verify=verify,
         shapes=display.parse_shapes(shapes),
     )
-    out = output if output is not None else Path(f"{model.name.removesuffix('.onnx')}.pruned.onnx")
+    if resume:
+        _check_alone(ctx, run)
+    out = output if output is not None else default_output(model)
     progress = display.Shown(quiet)
     try:
-        report = pipeline.compress(
-            model,
-            out,
-            settings,
-            data=data,
-            preprocess=preprocess,
-            label_offset=label_offset,
-            force=force,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        if resume:
+            report = pipeline.resume(model, out=out, run=run, force=force, progress=progress)
+        else:
+            report = pipeline.compress(
+                model,
+                out,
+                settings,
+                data=data,
+                preprocess=preprocess,
+                label_offset=label_offset,
+                run=run,
+                force=force,
+                dry_run=dry_run,
+                progress=progress,
+            )
+    except (KeyboardInterrupt, LostWorkerError, MemoryError, OSError) as error:
+        _say_what_is_kept(error, run or default_folder(out), None if resume else settings, _again(ctx))
+        raise
     finally:
         progress.close()
     display.write_result(json_file, report.to_json())
     if not quiet:
-        _show(report, out)
+        _show(report, report.output if resume else out)
 
 
-def _show(report: Report, out: Path) -> None:
+def _check_alone(ctx: click.Context, run: Path | None) -> None:
+    """Make sure that nothing is given beside --resume that stands in the folder of the run.
+
+    Raises:
+        InputError: something is.
+    """
+    allowed = {*BESIDE_RESUME, *(["output"] if run is None else [])}  # without --run, it names the folder
+    other = [
+        max(option.opts, key=len)
+        for option in ctx.command.params
+        if option.name not in allowed and _is_given(ctx, option)
+    ]
+    if other:
+        raise InputError(
+            f"--resume takes everything from the folder of the run; leave {', '.join(other)} out, or leave --resume "
+            "out to start another run"
+        )
+
+
+def _is_given(ctx: click.Context, option: click.Parameter) -> bool:
+    return option.name is not None and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+
+
+def _again(ctx: click.Context) -> str:
+    """Write the command that goes on with a run."""
+    words = ["onnxprune", "compress", str(ctx.params["model"])]
+    names = ["run" if ctx.params["run"] is not None else "output", "force", "json_file", "quiet"]
+    for option in ctx.command.params:
+        if option.name in names and _is_given(ctx, option):
+            value = ctx.params[option.name]
+            words += [max(option.opts, key=len), *([] if value is True else [str(value)])]
+    return shlex.join([*words, "--resume"])
+
+
+def _say_what_is_kept(error: BaseException, folder: Path, settings: CompressSettings | None, again: str) -> None:
+    """Add to an error that ended a run how to go on with it, if anything of it was kept.
+
+    Raises:
+        InterruptedRunError: the user ended it.
+    """
+    from onnxprune.records import can_go_on
+
+    if not can_go_on(folder, settings):
+        return
+    if isinstance(error, KeyboardInterrupt):
+        raise InterruptedRunError(
+            f"interrupted; what was done is kept, and this goes on from there: {again}"
+        ) from error
+    error.add_note(f"what was done is kept, and this goes on from there: {again}")
+
+
+def _show(report: Report, out: Path | str | None) -> None:
     console = display.console()
     console.print(report.headline)
     groups = display.table("Groups", "group", " width", " kept", " step")

@@ -103,6 +103,18 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Read ``0.6,0.4``.
+
+    Raises:
+        InputError: it reads otherwise.
+    """
+    try:
+        return tuple(float(share) for share in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--flops {text}: give shares separated by commas, such as 0.6,0.4") from error
+
+
 class Shown:
     """Progress on the error stream: a live line on a terminal, a line now and then elsewhere, nothing when quiet.
 
@@ -136,15 +148,16 @@ class Shown:
         if not self._live and not self.quiet:
             click.echo(f"{name} ...", err=True)
 
-    def step(self, done: int, total: int) -> None:
-        """Say how far the stage is, and about how long it will still take."""
+    def step(self, done: int, total: int, text: str = "") -> None:
+        """Say how far the stage is, what it has come to, and about how long it will still take."""
         now = self._clock()
         left = self._pace.left(done, total, now)
-        text = f"{self._name} ... {done}/{total}{'' if left is None else f', about {_duration(left)} left'}"
-        self._redraw(text)
+        parts = [f"{done}/{total}", text, "" if left is None else f"about {_duration(left)} left"]
+        line = f"{self._name} ... {', '.join(part for part in parts if part)}"
+        self._redraw(line)
         if not self._live and not self.quiet and now - self._told >= PLAIN_EVERY:
             self._told = now
-            click.echo(text, err=True)
+            click.echo(line, err=True)
 
     def close(self) -> None:
         """Clear the live line."""

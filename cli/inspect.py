@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 @display.keep_option
 @display.approximate_option
 @display.slots_option
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    help="Draw the network in this file, its blocks and the groups that run through them: .html or .dot.",
+)
+@display.force_option
 @display.json_option
 @display.quiet_option
 def inspect(
@@ -28,14 +34,18 @@ def inspect(
     keep: tuple[str, ...],
     approximate: bool,
     slots: bool,
+    graph: Path | None,
+    force: bool,
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Show what can be pruned in MODEL, what is frozen and why, and how small it can get; changes nothing."""
+    """Show what can be pruned in MODEL, what is frozen and why, and how small it can get; does not change it."""
     from onnxprune import inspection
 
     sizes = display.parse_shapes(shapes)
-    found = inspection.inspect(model, keep=keep, shapes=sizes, approximate=approximate, slots=slots)
+    found = inspection.inspect(
+        model, keep=keep, shapes=sizes, approximate=approximate, slots=slots, graph=graph, force=force
+    )
     display.write_result(json_file, {"format": "onnxprune.inspect/1", **asdict(found)})
     if not quiet:
         _show(found)

@@ -17,6 +17,7 @@ COMMANDS = {
     "finetune": "onnxprune.cli.finetune:finetune",
     "inspect": "onnxprune.cli.inspect:inspect",
     "models": "onnxprune.cli.models:models",
+    "policy": "onnxprune.cli.policy:policy",
 }
 """Where each command lives; it is imported when it is called, so that the program starts at once."""
 
@@ -71,16 +72,22 @@ def run(arguments: list[str]) -> int:
     except VerifyError as error:
         return _fail(f"{error}; nothing was written. This is a defect of onnxprune, please report it", 1)
     except OnnxPruneError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(_with_notes(str(error), error), error.exit_code)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{place}; free space or choose another place", 2)
-    except MemoryError:
-        return _fail("not enough memory for this model; close other programs, or give smaller sizes with --shape", 2)
+        text = f"{error.strerror or error}{place}; free space or choose another place"
+        return _fail(_with_notes(text, error), 2)
+    except MemoryError as error:
+        text = "not enough memory for this model; close other programs, or give smaller sizes with --shape"
+        return _fail(_with_notes(text, error), 2)
     except Exception:
         traceback.print_exc()
         return _fail("this is a defect of onnxprune, please report it with the lines above", 1)
     return code if isinstance(code, int) else 0
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str, code: int) -> int:

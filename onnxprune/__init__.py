@@ -1,7 +1,7 @@
 """Structured pruning for ONNX models: an ONNX file in, a smaller and faster ONNX file out.
 
 The commands of the command line are functions here, under the same names: `inspect`, `compress`, `apply`, `finetune`,
-`evaluate`.
+`evaluate`. `resume` is ``compress --resume``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import apply as apply
     from onnxprune.pipeline import compress as compress
     from onnxprune.pipeline import evaluate as evaluate
+    from onnxprune.pipeline import resume as resume
     from onnxprune.settings import CompressSettings as CompressSettings
     from onnxprune.training.settings import FinetuneSettings as FinetuneSettings
 
@@ -26,8 +27,9 @@ _HOMES = {
     "evaluate": "pipeline",
     "finetune": "finetuning",
     "inspect": "inspection",
+    "resume": "pipeline",
 }
-__all__ = ["CompressSettings", "FinetuneSettings", "apply", "compress", "evaluate", "finetune", "inspect"]
+__all__ = ["CompressSettings", "FinetuneSettings", "apply", "compress", "evaluate", "finetune", "inspect", "resume"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,14 @@ from onnx import ModelProto
 from onnxprune import runtime, search
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
+from onnxprune.course import Course
 from onnxprune.errors import InputError, TargetError
+from onnxprune.journal import Journal
+from onnxprune.judging import digest
 from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
-from onnxprune.problem import FINE, Align, Floats, Judging, Problem, Target, parse_target
+from onnxprune.problem import FINE, Align, Floats, Problem, Target, parse_target
 from onnxprune.progress import Progress
 from onnxprune.reporting import latency
 from onnxprune.surgery import cut
@@ -43,6 +48,8 @@ class Attempt:
         before: milliseconds of the original, where it was timed.
         after: milliseconds of the smaller model.
         score: how the search judges the plan, once it was asked; larger is better.
+        stopped: why its search was stopped early, or empty.
+        is_found: whether its search came to it; else an earlier run did.
     """
 
     problem: Problem
@@ -52,6 +59,8 @@ class Attempt:
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
     score: float | None = None
+    stopped: str = ""
+    is_found: bool = True
 
     @property
     def channels(self) -> Channels:
@@ -100,7 +109,30 @@ class Attempt:
             "steps": steps,
             "macs": self.macs_share,
             "time": self.time_share,
+            "stopped": self.stopped,
         }
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search has taken.
+
+    Attributes:
+        judged: how many plans, by effort.
+        seconds: of searching.
+        stopped: why it ended early, or empty.
+    """
+
+    judged: dict[str, int]
+    seconds: float
+    stopped: str
+
+
+def early_end(search: Searched) -> list[str]:
+    """Say where a search ended early, and after how many plans."""
+    judged = sum(search.judged.values())
+    told = f"; {judged} plans were judged in all" if judged else ""
+    return [f"the search was stopped early: {search.stopped}{told}"] if search.stopped else []
 
 
 class Attempts:
@@ -109,7 +141,7 @@ class Attempts:
     Args:
         prepared: the model and what can be cut from it.
         worth: per group how much each channel matters.
-        judging: judges plans on data; None where there is none.
+        journal: judges plans on data, and remembers; None where there is none.
         progress: told what is going on.
         targets: metric to what was asked for, as text (default: those of the settings).
         allows: tells whether a plan and its cut model may be taken for their speed (default: all may).
@@ -123,7 +155,7 @@ class Attempts:
         self,
         prepared: Prepared,
         worth: Sequence[Floats],
-        judging: Judging | None,
+        journal: Journal | None,
         progress: Progress,
         targets: Mapping[str, str] | None = None,
         allows: Callable[[Plan, ModelProto], bool] | None = None,
@@ -132,9 +164,10 @@ class Attempts:
         self._allows = allows
         self._lossless = prepared.lossless
         self._settings = prepared.source.settings
-        self._judging = judging
+        self._journal = journal
         self._worth = worth
         self._progress = progress
+        self._start = time.monotonic()
         original = prepared.original_costs
         asked = self._settings.targets if targets is None else targets
         self.targets = [parse_target(name, text, original[name]) for name, text in asked.items()]
@@ -159,15 +192,20 @@ class Attempts:
             self.best = coarser if loser is self.best else self.best
             loser.cut = None  # only its numbers are still needed
 
+    def searched(self) -> Searched:
+        """Tell what the search has taken."""
+        judged = {} if self._journal is None else self._journal.judged
+        return Searched(judged, round(self._seconds(), 3), self.best.stopped)
+
     def _is_better(self, coarser: Attempt) -> bool:
         """Tell whether coarser widths are faster by enough, and do not answer much worse for it."""
         if not coarser.is_faster_than(self.best):
             return False
         if self._allows is not None and not self._allows(coarser.plan, coarser.result):
             return False
-        if self._judging is None or self.best.is_slower:
+        if self._journal is None or self.best.is_slower:
             return True
-        errors = self._judging.errors([self.best.plan, coarser.plan], effort="full")
+        errors = self._journal.errors([self.best.plan, coarser.plan], effort="full")
         return errors[1] <= MOST_WORSE * errors[0]
 
     def _search(self, align: Align) -> Attempt:
@@ -180,19 +218,47 @@ class Attempts:
             align,
             asked.min_keep,
             lossless,
-            self._judging,
+            self._journal,
         )
         problem.check_reachable()
+        if align is self._ladder[0]:
+            self._recall(problem)
+        course = Course(problem, asked.budget, asked.time_limit, self._seconds, self._progress)
         assert asked.search is not None, "resolve chooses one"
-        plan = search.find(asked.search)(problem, search.SearchSettings(asked.budget, asked.seed), self._progress.step)
-        return Attempt(problem, self._best_repaired(problem, plan), align)
+        policy = None if asked.policy is None else Path(asked.policy)
+        wanted = search.SearchSettings(asked.budget, asked.seed, course.stop, policy, asked.policy_preset)
+        found = search.find(asked.search)(problem, wanted, course.step)
+        plan = self._best_repaired(problem, found)
+        is_found = plan is found or plan.counts.tobytes() in course.found
+        return Attempt(problem, plan, align, stopped=course.stopped, is_found=is_found)
+
+    def _seconds(self) -> float:
+        """Give the time that searches have taken so far."""
+        return time.monotonic() - self._start if self._journal is None else self._journal.seconds
+
+    def _recall(self, problem: Problem) -> None:
+        """Let plans be candidates that earlier runs in this folder have judged, those that a search could come to."""
+        earlier = () if self._journal is None else self._journal.earlier
+        size = len(problem.widths)
+        known = [entry for entry in earlier if entry.effort == "quick" and len(entry.counts) == size]
+        if not known:
+            return
+        rows = np.asarray([entry.counts for entry in known], np.int64)
+        for at in np.flatnonzero(problem.admits(rows)):
+            plan, entry = problem.plan(rows[at]), known[at]
+            if entry.error is not None and digest(plan) == entry.plan:  # channels may be ranked otherwise now
+                problem.visited[plan.counts.tobytes()] = plan, -entry.error
 
     def _best_repaired(self, problem: Problem, plan: Plan) -> Plan:
         """Choose among the plans that a search liked best the one that answers best once it is fully repaired."""
-        finalists = problem.best(FINALISTS)
-        if self._judging is None or len(finalists) < 2:
+        if self._journal is None:
             return plan
-        return finalists[int(np.argmin(self._judging.errors(finalists, effort="full")))]
+        if plan.counts.tobytes() not in problem.visited:
+            problem.score(plan)  # it is compared with the others
+        finalists = problem.best(FINALISTS)
+        if len(finalists) < 2:
+            return plan
+        return finalists[int(np.argmin(self._journal.errors(finalists, effort="full")))]
 
     def _coarser(self, align: Align) -> Attempt | None:
         """Search with coarser widths; None where they cannot meet the target or give a plan already tried."""

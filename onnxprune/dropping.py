@@ -8,8 +8,9 @@ from onnxprune import runtime
 from onnxprune.attempt import ALIGNMENTS, Attempts
 from onnxprune.errors import TargetError
 from onnxprune.finish import Finish
+from onnxprune.journal import Journal
 from onnxprune.prepare import Prepared
-from onnxprune.problem import Align, Floats, Judging, Problem
+from onnxprune.problem import Align, Floats, Problem
 from onnxprune.progress import Progress, Quiet
 from onnxprune.surgery import cut
 
@@ -20,7 +21,7 @@ def smallest_within(
     points: float,
     prepared: Prepared,
     worth: Sequence[Floats],
-    judging: Judging | None,
+    journal: Journal,
     finish: Finish,
     progress: Progress,
 ) -> dict[str, str]:
@@ -30,7 +31,7 @@ def smallest_within(
         points: of accuracy, or of agreement with the original where there are no labels.
         prepared: the model and its data.
         worth: per group how much each channel matters.
-        judging: judges plans.
+        journal: judges plans, and remembers.
         finish: repairs, and tells what is lost on the samples held out.
         progress: told about each trial.
 
@@ -40,7 +41,7 @@ def smallest_within(
     low, high = _lowest(prepared, worth), 1.0
     for trial in range(1, TRIALS + 1):
         share = (low + high) / 2
-        found = _trial(share, prepared, worth, judging, finish, progress)
+        found = _trial(share, prepared, worth, journal, finish, progress)
         if found is None:
             low = share
             continue
@@ -54,17 +55,20 @@ def _trial(
     share: float,
     prepared: Prepared,
     worth: Sequence[Floats],
-    judging: Judging | None,
+    journal: Journal,
     finish: Finish,
     progress: Progress,
 ) -> tuple[float, float] | None:
     """Cut to a share of the FLOPs and repair: the share really kept, and the points lost (None: it cannot be met)."""
     try:
-        attempt = Attempts(prepared, worth, judging, _Steps(progress), _target(share)).best
+        attempt = Attempts(prepared, worth, journal, _Steps(progress), _target(share)).best
     except TargetError:
         return None
-    smaller = cut(attempt.channels, attempt.plan, runtime.evaluate)
-    return attempt.macs_share, finish.drop(finish.repaired(attempt.plan, smaller))
+
+    def measured() -> float:
+        return finish.loss(attempt.plan, cut(attempt.channels, attempt.plan, runtime.evaluate))
+
+    return attempt.macs_share, journal.drop(attempt.plan, measured)
 
 
 def _target(share: float) -> dict[str, str]:
@@ -85,6 +89,6 @@ class _Steps(Quiet):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def step(self, done: int, total: int) -> None:
+    def step(self, done: int, total: int, text: str = "") -> None:
         """Pass on."""
-        self._progress.step(done, total)
+        self._progress.step(done, total, text)

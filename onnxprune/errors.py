@@ -15,6 +15,10 @@ class InputError(OnnxPruneError):
     exit_code = 2
 
 
+class LostWorkerError(InputError):
+    """A process was ended from outside; what was done before holds, and the run can go on."""
+
+
 class TargetError(OnnxPruneError):
     """The target cannot be reached; the message names the lowest value that can."""
 

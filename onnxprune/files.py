@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxprune.errors import InputError
+
+LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 1e300
 
 
 def read_json(path: Path) -> Any:
@@ -24,3 +30,41 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file; `outputs` writes it aside first, so that no reader sees half of it."""
     path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that it is whole whenever this process ends; `.NAME` is for the draft."""
+    draft = path.with_name(f".{path.name}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """Bring what JSON holds to a type: a plain one, or a dataclass, tuple, dict, union or literal of those.
+
+    Raises:
+        TypeError: it holds something else, or a number beyond all that is meant.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        if value.keys() == hints.keys():
+            return kind(**{name: typed(value[name], hint) for name, hint in hints.items()})  # type: ignore[operator]
+    elif origin in (Union, UnionType):
+        for one in inner:
+            with suppress(TypeError):
+                return typed(value, one)
+    elif origin is dict and isinstance(value, dict):
+        return {typed(name, inner[0]): typed(entry, inner[1]) for name, entry in value.items()}
+    elif origin is tuple and isinstance(value, list):
+        return tuple(typed(entry, inner[0]) for entry in value)
+    elif origin is Literal and type(value) is str and value in inner:
+        return value
+    elif kind is float and type(value) in (int, float) and abs(value) < LARGEST_FLOAT:
+        return float(value)
+    elif type(value) is kind and (kind in (bool, str, NoneType) or (kind is int and abs(value) < LARGEST_INTEGER)):
+        return value
+    raise TypeError(f"{value!r:.100} is no {kind}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -14,11 +13,12 @@ from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.evaluation import Judge, Scores
-from onnxprune.judging import Candidates, judge_on
+from onnxprune.judging import Candidates, digest, judge_on
 from onnxprune.model import analyse, load
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress
+from onnxprune.runs import name_of
 from onnxprune.statistics import Statistics
 
 EXACT = 9  # decimals of points, so that 1 less 0.99 is one point and no more
@@ -82,15 +82,20 @@ class Finish:
         """Give the points that a model loses on the samples held out, see `points_lost`."""
         return points_lost(self._stage_of_original, _stage("", self._held_out.judge(model)))
 
-    def is_within(self, plan: Plan, smaller: ModelProto) -> bool:
-        """Tell whether a cut model, once repaired, loses no more than is allowed."""
-        allowed = self._settings.max_drop
-        return allowed is None or self.drop(self.repaired(plan, smaller)) <= allowed
+    def loss(self, plan: Plan, smaller: ModelProto) -> float:
+        """Give the points that a cut model loses once it is repaired."""
+        return self.drop(self.repaired(plan, smaller))
 
-    def finetuned(self, model: ModelProto) -> ModelProto:
+    def finetuned(self, plan: Plan, model: ModelProto, run: Path) -> ModelProto:
         """Train a model on all samples that are not for the search or held out, with the original as its teacher.
 
-        Labels are learnt as well where there are any. The best epoch is chosen by the samples of the search.
+        Labels are learnt as well where there are any. The best epoch is chosen by the samples of the search. Training
+        that was interrupted goes on.
+
+        Args:
+            plan: what the model keeps.
+            model: it, repaired.
+            run: folder of the run; each plan and way to train it has a folder of its own in there.
         """
         from onnxprune.training.lesson import Lesson, train  # PyTorch takes seconds to load
         from onnxprune.training.processes import alone
@@ -100,10 +105,12 @@ class Finish:
         original = self._prepared.original.model
         teacher = original if source.teacher is None else load(source.teacher, runtime.evaluate, self._settings.shapes)
         smaller = analyse(model, original.folder, runtime.evaluate, self._settings.shapes)
-        lesson = Lesson(smaller, teacher, parts.train, parts.search.loaded(), source.label_offset, {})
+        identity = {"plan": digest(plan), "samples": parts.train.sha256, "teacher": teacher.sha256}
+        lesson = Lesson(smaller, teacher, parts.train, parts.search.loaded(), source.label_offset, identity)
         asked = FinetuneSettings(epochs=self._settings.finetune_epochs, seed=self._settings.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            trained, result = train(lesson, asked, Path(folder), alone(), self._progress)
+        folder = run / f"training-{name_of([identity, asdict(asked)])}"
+        folder.mkdir(exist_ok=True)
+        trained, result = train(lesson, asked, folder, alone(), self._progress, resume=True)
         if result.stopped:
             self._progress.say(result.stopped)
         return trained

@@ -10,8 +10,10 @@ from typing import Any
 from onnxprune import model as models
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
+from onnxprune.drawing import check_drawing, draw
 from onnxprune.metrics import Costs
 from onnxprune.problem import FINE, Problem, describe_reason, step_of
+from onnxprune.stages import Stages
 
 
 @dataclass
@@ -48,8 +50,10 @@ def inspect(
     shapes: Mapping[str, Sequence[int]] | None = None,
     approximate: bool = False,
     slots: bool = False,
+    graph: Path | None = None,
+    force: bool = False,
 ) -> Inspection:
-    """Tell what can be cut from a model and why the rest cannot; changes nothing.
+    """Tell what can be cut from a model and why the rest cannot; does not change it.
 
     Args:
         path: the model file.
@@ -57,16 +61,22 @@ def inspect(
         shapes: sizes for inputs that leave them free.
         approximate: let axes shrink that normalisations average over.
         slots: cut the inside of groups and attention heads instead of whole ones.
+        graph: draw blocks and groups in this file, ``.html`` or ``.dot``.
+        force: overwrite that file.
 
     Raises:
         InputError: the file or an option is wrong.
     """
+    if graph is not None:
+        check_drawing(graph, path, force)
     model = models.load(path, runtime.evaluate, shapes)
     channels = find_channels(model, keep, approximate=approximate, slots=slots)
     costs = Costs(channels)
     problem = Problem(channels, costs, [], [])
     per_node = costs.per_node()
     total = sum(node.macs for node in per_node)
+    if graph is not None:
+        draw(Stages(channels, costs), graph, path.name)
     return Inspection(
         path.name,
         {name: round(value) for name, value in problem.original.items()},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -80,6 +82,15 @@ class Model:
         if tensor is None or sizes.is_weight(tensor):
             return None
         return read(tensor, self.folder)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The same wherever the same graph has the same numbers; those outside the file are read."""
+        digest = hashlib.sha256(self.proto.SerializeToString(deterministic=True))
+        for tensor in self.stored.values():
+            if is_external(tensor):
+                digest.update(raw_bytes(tensor, self.folder))
+        return digest.hexdigest()
 
     @property
     def has_free_batch(self) -> bool:

@@ -19,6 +19,11 @@ from onnxprune.reporting import Report
 from onnxprune.weights import external_place, is_external
 
 
+def default_output(path: Path) -> Path:
+    """Name the result of compressing a model where nothing was asked for."""
+    return Path(f"{path.name.removesuffix('.onnx')}.pruned.onnx")
+
+
 def check_outputs(path: Path, out: Path, force: bool, kinds: Sequence[str] = ("plan", "report")) -> None:
     """Make sure that the results can be written before any work is done.
 

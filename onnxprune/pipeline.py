@@ -5,26 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from onnx import ModelProto
 from threadpoolctl import threadpool_limits
 
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import Attempts
+from onnxprune.attempt import Attempts, early_end
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
 from onnxprune.dropping import smallest_within
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Judge, Scores, evaluate_model
 from onnxprune.finish import Finish, points_lost
+from onnxprune.journal import Journal
 from onnxprune.lossless import find_lossless, nothing_lossless
-from onnxprune.outputs import check_apart, check_outputs, write_results
+from onnxprune.outputs import check_apart, check_outputs, default_output, write_results
+from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared, Source, prepare
-from onnxprune.problem import Judging
 from onnxprune.progress import Clock, Progress, Quiet
+from onnxprune.records import Place, default_folder, is_half_written, unfinished
 from onnxprune.reporting import Report
+from onnxprune.runs import Run
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.stepwise import in_steps
 from onnxprune.summary import summarise
@@ -46,11 +52,15 @@ def compress(
     data: str | Path | None = None,
     preprocess: str = "none",
     label_offset: int = 0,
+    run: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Make a model smaller until it meets its targets, prove the result and write it.
+
+    With data, what was judged is kept in a folder as long as the run lasts. One that was interrupted goes on there when
+    the same is asked for again, and comes to the same plan.
 
     Args:
         path: the model file.
@@ -59,6 +69,8 @@ def compress(
         data: samples, with labels or without, to rank channels, repair and report with, see `read_data`.
         preprocess: how pixels become inputs, see `read_preprocess`.
         label_offset: the output index of a class is its label plus this.
+        run: folder of the run, which stays; what it holds is not judged again. ``NAME.run`` beside `out` by default,
+            which goes when the run has ended well.
         force: overwrite existing files.
         dry_run: find the plan, cut and write nothing.
         progress: told what is going on.
@@ -68,18 +80,59 @@ def compress(
         TargetError: a target cannot be reached.
         VerifyError: the result is not what it must be; nothing is written.
     """
-    progress = progress or Quiet()
     source = Source(path, resolve(settings, data is not None), data, preprocess, label_offset)
+    if run is not None and data is None:
+        raise InputError("--run keeps what was judged on data; give --data, or leave --run out")
+    place = None if run is None else Place(run)
+    if data is not None and run is None and not dry_run:
+        place = Place(default_folder(out), is_given=False)
+    return _run(source, out, place, force, dry_run, progress or Quiet())
+
+
+def resume(
+    path: Path,
+    *,
+    out: Path | None = None,
+    run: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Go on with a run of `compress` that was interrupted: all it was asked for stands in its folder.
+
+    Args:
+        path: the model file.
+        out: the file that it was to write, by which its folder is found. MODEL.pruned.onnx by default.
+        run: its folder, which stays; `out` is not looked at then.
+        force: overwrite existing files.
+        progress: told what is going on.
+
+    Raises:
+        InputError: there is no such run, or the model or its data are others by now.
+        TargetError: see `compress`.
+        VerifyError: see `compress`.
+    """
+    progress = progress or Quiet()
+    place = Place(default_folder(out or default_output(path)), is_given=False) if run is None else Place(run)
+    asked = unfinished(place.folder)
+    data = asked.found(asked.data)
+    settings = resolve(asked.settings, has_data=True)
+    source = Source(path, settings, data, asked.found(asked.preprocess), asked.label_offset)
+    progress.say(f"{path} with the samples of {data}{'' if asked.dry_run else f', to {asked.out}'}")
+    return _run(source, asked.out, place, force, asked.dry_run, progress)
+
+
+def _run(source: Source, out: Path, place: Place | None, force: bool, dry_run: bool, progress: Progress) -> Report:
     if not dry_run:
-        check_outputs(path, out, force)
+        check_outputs(source.path, out, force or (place is not None and is_half_written(place.folder, out)))
     with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
         if source.settings.steps > 1 and not dry_run:
-            return in_steps(source, out, progress, lambda step, file: _compress(step, file, False, progress))
-        return _compress(source, out, dry_run, progress)
+            assert place is not None, "steps train, and that needs data"
+            return in_steps(source, out, place, progress, _compress)
+        return _compress(source, out, place, progress, dry_run)
 
 
-def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> Report:
-    path, settings = source.path, source.settings
+def _compress(source: Source, out: Path, place: Place | None, progress: Progress, dry_run: bool = False) -> Report:
+    path = source.path
     clock = Clock(progress)
     with clock.stage("load"):
         prepared = prepare(source)
@@ -89,13 +142,27 @@ def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> R
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
     finish = Finish(prepared, progress) if prepared.parts is not None else None
-    if finish is not None and settings.finetune_epochs:
+    if finish is not None and source.settings.finetune_epochs:
         finish.check_training()
-    attempts = _search(prepared, finish, clock, progress, dry_run)
-    attempt = attempts.best
-    if dry_run:
-        return summarise(prepared, attempt, None, clock)
-    lossless = prepared.lossless
+    with Run(prepared, out, place, dry_run) as run:
+        attempts = _search(prepared, finish, run, clock, progress, dry_run)
+        if dry_run:
+            report = summarise(prepared, attempts.best, None, clock)
+            _note_search(report, attempts)
+        else:
+            report, result = _proven(prepared, finish, attempts, run, out, clock)
+            with clock.stage("write"):
+                run.writing()
+                write_results(path, out, attempts.best, result, report)
+        run.finish(attempts.best.problem)
+    return report
+
+
+def _proven(
+    prepared: Prepared, finish: Finish | None, attempts: Attempts, run: Run, out: Path, clock: Clock
+) -> tuple[Report, ModelProto]:
+    """Repair the plan that was chosen, verify it, train it, and judge what came of it."""
+    attempt, settings, lossless = attempts.best, prepared.source.settings, prepared.lossless
     result = attempt.result
     if finish is not None:
         with clock.stage("repair"):
@@ -107,7 +174,7 @@ def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> R
     trained = result
     if finish is not None and settings.finetune_epochs:
         with clock.stage("fine-tune"):
-            trained = finish.finetuned(result)
+            trained = finish.finetuned(attempt.plan, result, run.folder)
             if settings.max_drop is not None and finish.drop(trained) > settings.max_drop:
                 trained = result  # it loses more than the model that was asked for
     if trained is not attempt.result:
@@ -116,17 +183,18 @@ def _compress(source: Source, out: Path, dry_run: bool, progress: Progress) -> R
     report = summarise(prepared, attempt, out, clock)
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
+    _note_search(report, attempts)
     if finish is not None:
         with clock.stage("evaluate"):
             report.add_stages(finish.stages(attempt.result, result, trained))
         report.data = finish.used()
-        _note_answers(report, source.settings, is_repaired=result is not attempt.result)
-    with clock.stage("write"):
-        write_results(path, out, attempt, trained, report)
-    return report
+        _note_answers(report, settings, is_repaired=result is not attempt.result)
+    return report, trained
 
 
-def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: Progress, dry_run: bool) -> Attempts:
+def _search(
+    prepared: Prepared, finish: Finish | None, run: Run, clock: Clock, progress: Progress, dry_run: bool
+) -> Attempts:
     """Rank channels, search for a plan, and cut and time it unless this is a dry run."""
     settings = prepared.source.settings
     assert settings.criterion is not None, "resolve chooses one"
@@ -138,13 +206,15 @@ def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: P
         samples = None if prepared.parts is None else prepared.parts.calibration
         evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, samples, progress)
         worth = importance(evidence, settings.criterion)
-    with _judging(prepared, finish) as judging:
+    if run.known():
+        progress.say(run.known())
+    with _judging(prepared, finish, run) as journal:
         with clock.stage("search"):
-            targets = None
-            if finish is not None and settings.max_drop is not None:
-                targets = smallest_within(settings.max_drop, prepared, worth, judging, finish, progress)
-            allows = None if finish is None else finish.is_within
-            attempts = Attempts(prepared, worth, judging, progress, targets, allows)
+            targets, allows = None, None
+            if finish is not None and journal is not None and settings.max_drop is not None:
+                targets = smallest_within(settings.max_drop, prepared, worth, journal, finish, progress)
+                allows = partial(_loses_little, journal, finish, settings.max_drop)
+            attempts = Attempts(prepared, worth, journal, progress, targets, allows)
         if not dry_run:
             with clock.stage("cut and time"):
                 attempts.cut_and_time()
@@ -153,17 +223,33 @@ def _search(prepared: Prepared, finish: Finish | None, clock: Clock, progress: P
 
 
 @contextmanager
-def _judging(prepared: Prepared, finish: Finish | None) -> Iterator[Judging | None]:
+def _judging(prepared: Prepared, finish: Finish | None, run: Run) -> Iterator[Journal | None]:
     """Judge plans here or in other processes, as long as this lasts; None without data."""
+    count = prepared.source.settings.workers
     if finish is None:
         yield None
-    elif prepared.source.settings.workers > 1:
+    elif count > 1:
         assert prepared.parts is not None
-        sha256 = prepared.parts.calibration.sha256
-        with Workers(prepared.source, prepared.source.settings.workers, sha256) as workers:
-            yield workers
+        with Workers(prepared.source, count, prepared.parts.calibration.sha256) as workers:
+            yield run.journal(workers, together=count)
     else:
-        yield finish.candidates
+        yield run.journal(finish.candidates, together=1)
+
+
+def _loses_little(journal: Journal, finish: Finish, points: float, plan: Plan, smaller: ModelProto) -> bool:
+    """Tell whether a cut model, once repaired, loses no more points than that."""
+    return journal.drop(plan, lambda: finish.loss(plan, smaller)) <= points
+
+
+def _note_search(report: Report, attempts: Attempts) -> None:
+    """Say how much was judged, and where a search ended early or an earlier one did better."""
+    searched = attempts.searched()
+    report.search = asdict(searched)
+    report.notes += early_end(searched)
+    if not attempts.best.is_found:
+        report.notes.append(
+            "an earlier run in this folder found the plan; this search came to none that answers better"
+        )
 
 
 def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool) -> None:

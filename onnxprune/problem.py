@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -119,6 +119,7 @@ class Problem:
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
         visited: plans that were judged, by what they keep of each group, with their scores.
+        told: hears of each plan that is judged, and of its score.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Problem:
         self.targets = tuple(targets)
         self.judging = judging
         self.visited: dict[bytes, tuple[Plan, float]] = {}
+        self.told: Callable[[Plan, float], None] = lambda plan, score: None
         self.lossless = nothing_lossless(channels) if lossless is None else lossless
         worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
         self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
@@ -164,6 +166,15 @@ class Problem:
         for target in self.targets:
             ok &= found[target.metric] <= target.limit * (1 + 1e-12)
         return ok
+
+    def admits(self, counts: Counts) -> npt.NDArray[np.bool_]:
+        """Tell which of several plans (plans, groups) a search could come to: aligned, not too small, targets met."""
+        aligned = (counts % self.steps == 0) | (counts == self.most)
+        ok = (aligned & (counts >= self.least) & (counts <= self.most)).all(axis=1)
+        if self.depth is not None:
+            ok &= np.asarray([np.array_equal(self.depth.closed(row), row) for row in counts], bool)
+        ok &= self.meets(counts)
+        return np.asarray(ok)
 
     def check_reachable(self) -> None:
         """Make sure that the targets can be met at all.
@@ -310,6 +321,7 @@ class Problem:
             scores = [-error for error in self.judging.errors(plans)]
         for plan, score in zip(plans, scores, strict=True):
             self.visited[plan.counts.tobytes()] = plan, score
+            self.told(plan, score)
         return scores
 
     def best(self, count: int) -> list[Plan]:

@@ -17,8 +17,8 @@ class Progress(Protocol):
     def stage(self, name: str) -> None:
         """Say that a stage begins."""
 
-    def step(self, done: int, total: int) -> None:
-        """Say how far the stage is."""
+    def step(self, done: int, total: int, text: str = "") -> None:
+        """Say how far the stage is, and what it has come to."""
 
 
 class Quiet:
@@ -30,7 +30,7 @@ class Quiet:
     def stage(self, name: str) -> None:
         """Ignore."""
 
-    def step(self, done: int, total: int) -> None:
+    def step(self, done: int, total: int, text: str = "") -> None:
         """Ignore."""
 
 

@@ -57,6 +57,7 @@ class Report:
         data: which samples were used for what.
         checks: what was verified.
         alignments: what each alignment tried gave.
+        search: plans that were judged, by effort, in how many seconds, and why the search ended early if it did.
         notes: what else the user should know.
         settings: the settings of the run.
         seconds: time per stage.
@@ -76,6 +77,7 @@ class Report:
     data: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
     alignments: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from onnxprune import search
 from onnxprune.criteria import CRITERIA, NEED_DATA
@@ -18,7 +20,10 @@ class CompressSettings:
         targets: metric (``macs``, ``params``) to a fraction or an absolute value, as text.
         max_drop: in place of targets, the points of accuracy (or agreement) that may be lost.
         search: name of a search; None chooses by whether there is data.
+        policy: file of the policy that `gnn_rl` starts from; None: it starts from the greedy plan and knows nothing.
+        policy_preset: ``default``, or ``paper`` for `gnn_rl` as it was published.
         budget: candidates the search may judge.
+        time_limit: seconds that the search may take, over all its interruptions; None: as many as it needs.
         seed: same seed, same plan, as long as `align` is fixed.
         criterion: how channels are ranked; None chooses by whether there is data.
         repair: how a cut model is repaired, see `REPAIRS`.
@@ -38,7 +43,10 @@ class CompressSettings:
     targets: dict[str, str] = field(default_factory=dict)
     max_drop: float | None = None
     search: str | None = None
+    policy: str | None = None
+    policy_preset: str = "default"
     budget: int = 100
+    time_limit: float | None = None
     seed: int = 0
     criterion: str | None = None
     repair: str = "least_squares"
@@ -56,9 +64,25 @@ class CompressSettings:
 
 
 LARGEST_SEED = 2**32
+LONGEST = 1e9  # seconds
 
 REPAIRS = ("least_squares", "bn", "none")
 """How a cut model is repaired."""
+
+
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time: ``90``, ``90s``, ``10m`` or ``2h``.
+
+    Raises:
+        InputError: it reads otherwise.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smh]?)\s*", text.lower())
+    if match is None:
+        raise InputError(f"--time-limit {text}: give seconds, or a time such as 90s, 10m or 2h")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
@@ -96,11 +120,20 @@ def _check(settings: CompressSettings) -> None:
         ("--criterion", settings.criterion, CRITERIA),
         ("--repair", settings.repair, REPAIRS),
         ("--verify", settings.verify, LEVELS),
+        ("--policy-preset", settings.policy_preset, search.PRESETS),
     ):
         if value not in choices:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")
+    if settings.search != "gnn_rl" and (settings.policy is not None or settings.policy_preset != "default"):
+        raise InputError(f"--search {settings.search} has no policy; leave --policy and --policy-preset to gnn_rl")
+    if settings.policy is not None and settings.policy_preset != "default":
+        raise InputError("--policy-preset paper learns from nothing each time; leave --policy out")
+    if settings.policy is not None and not Path(settings.policy).is_file():
+        raise InputError(f"--policy {settings.policy}: no such file; make one with `onnxprune policy train`")
     if settings.budget < 1:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")
+    if settings.time_limit is not None and not 0 < settings.time_limit < LONGEST:
+        raise InputError(f"--time-limit {settings.time_limit:g}: give seconds above 0, or a time such as 90s, 10m, 2h")
     if settings.calibration is not None and settings.calibration < 1:
         raise InputError(f"--calibration {settings.calibration}: at least one sample is needed")
     if settings.finetune_epochs < 0:

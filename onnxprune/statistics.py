@@ -21,11 +21,10 @@ from onnxprune import runtime
 from onnxprune.channels import Channels
 from onnxprune.data import Data, feeds
 from onnxprune.linear import Floats
-from onnxprune.model import raw_bytes
 from onnxprune.patches import Patches
 from onnxprune.progress import Progress, Quiet
 from onnxprune.readers import Reader, find_readers
-from onnxprune.weights import Array, is_external
+from onnxprune.weights import Array
 
 FORMAT = 3  # of what is kept on disk
 CONSTANT = 1e-6  # part of the mean variance; a number that varies less is a constant, but for rounding
@@ -171,10 +170,7 @@ def _key(channels: Channels, readers: Sequence[Reader], data: Data, seed: int) -
     digest = hashlib.sha256(f"{FORMAT} {seed} {data.sha256} {sorted(model.bound.items())}".encode())
     for reader in readers:
         digest.update(f"{reader.rows_key} {reader.layer.index} {reader.landing.tensor}".encode())
-    digest.update(model.proto.SerializeToString(deterministic=True))
-    for tensor in model.stored.values():
-        if is_external(tensor):
-            digest.update(raw_bytes(tensor, model.folder))
+    digest.update(model.sha256.encode())
     return digest.hexdigest()[:32]
 
 

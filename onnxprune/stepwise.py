@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,28 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.attempt import Attempt, described, time_beside
+from onnxprune.attempt import Attempt, Searched, described, early_end, time_beside
 from onnxprune.channels import Channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
-from onnxprune.files import read_json
+from onnxprune.files import read_json, typed
 from onnxprune.finish import Finish
 from onnxprune.metrics import Costs
 from onnxprune.outputs import beside, write_results
-from onnxprune.plan import Plan
+from onnxprune.plan import Plan, file_sha256
 from onnxprune.prepare import Source, prepare
 from onnxprune.problem import FINE, Align, Problem, parse_target
 from onnxprune.progress import Clock, Progress
+from onnxprune.records import Place, is_finished
 from onnxprune.reporting import Report
+from onnxprune.runs import Run, name_of
 from onnxprune.summary import summarise
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_repaired
 from onnxprune.weights import NOT_WEIGHTS, is_external, read
+
+Compress = Callable[[Source, Path, Place, Progress], Report]
+"""Compresses a file in one step: what is given, the file to write, the place of its folder, who is told."""
 
 
 def limits(asked: Mapping[str, str], original: Mapping[str, float], steps: int) -> list[dict[str, str]]:
@@ -56,8 +60,8 @@ def composed(channels: Channels, cuts: Sequence[Mapping[str, Any]]) -> Plan:
             for text, indices in axes.items():
                 axis = int(text)
                 atoms = left.setdefault((name, axis), channels.axes[name][axis])
-                gone[channels.channel_of[atoms[indices]]] = True
-                left[name, axis] = np.delete(atoms, indices)
+                gone[channels.channel_of[atoms[list(indices)]]] = True
+                left[name, axis] = np.delete(atoms, list(indices))
     return Plan(tuple(np.flatnonzero(~gone[group.channels]) for group in channels.groups))
 
 
@@ -93,11 +97,12 @@ class Stepwise:
         settings = self.source.settings
         return limits(settings.targets, self.prepared.original_costs, settings.steps)
 
-    def finish(self, files: Sequence[Path]) -> Report:
+    def finish(self, files: Sequence[Path], run: Run) -> Report:
         """Prove that what the steps came to is one cut of the original, and write it with its plan and report.
 
         Args:
             files: what each step wrote.
+            run: told when the files are about to be written.
 
         Raises:
             InputError: what went cannot be told as one plan.
@@ -115,17 +120,46 @@ class Stepwise:
         with self.clock.stage("evaluate"):
             report.add_stages(finish.stages_of(attempt.result, steps))
         report.data = finish.used()
+        told = [_told(file) for file in files]
+        report.search = {"steps": [asdict(step.search) for step in told]}
+        report.notes += [f"step {n}: {note}" for n, step in enumerate(told, start=1) for note in early_end(step.search)]
         with self.clock.stage("write"):
+            run.writing()
             write_results(self.source.path, self.out, attempt, trained, report)
         return report
 
     def _attempt(self, files: Sequence[Path]) -> Attempt:
         channels = self.prepared.original
-        plan = composed(channels, [read_json(beside(file, "plan"))["removed"] for file in files])
+        try:
+            plan = composed(channels, [_told(file).removed for file in files])
+        except (IndexError, ValueError) as error:
+            raise InputError(f"a plan in {files[0].parent.parent} is damaged; remove the folder") from error
         with self.clock.stage("cut and time"):
             attempt = Attempt(self.problem, plan, self.align, cut(channels, plan, runtime.evaluate))
             time_beside(attempt, channels.model, self.source.settings.verify)
         return attempt
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a step has written beside its result."""
+
+    removed: dict[str, dict[str, tuple[int, ...]]]
+    search: Searched
+
+
+def _told(file: Path) -> _Told:
+    """Read what a step removed and how it searched.
+
+    Raises:
+        InputError: its files are damaged.
+    """
+    plan, report = (read_json(beside(file, kind)) for kind in ("plan", "report"))
+    try:
+        told: _Told = typed({"removed": plan["removed"], "search": report["search"]}, _Told)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the files beside {file} are damaged; remove the folder") from error
+    return told
 
 
 def _inside(model: ModelProto, folder: Path) -> ModelProto:
@@ -150,22 +184,34 @@ def _check_same_structure(ours: ModelProto, theirs: ModelProto) -> None:
         raise InputError("the steps came to a structure that is no single cut of the original; leave --steps out")
 
 
-def in_steps(source: Source, out: Path, progress: Progress, compress: Any) -> Report:
+def in_steps(source: Source, out: Path, place: Place, progress: Progress, compress: Compress) -> Report:
     """Compress step by step: each one cuts, repairs and trains what the one before came to.
+
+    A step has a folder of its own in that of the run, named by the model it starts from, with its result; one that has
+    finished there is taken as it is.
 
     Args:
         source: what the user gave.
         out: the file to write.
+        place: of the folder of the run.
         progress: told what is going on.
-        compress: compresses one file in one step: (source, out).
+        compress: compresses one file in one step.
     """
-    whole = Stepwise(source, out, progress)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.steps.") as folder:
-        path, files = source.path, []
+    whole, settings = Stepwise(source, out, progress), source.settings
+    limit = None if settings.time_limit is None else settings.time_limit / settings.steps
+    with Run(whole.prepared, out, place) as run:
+        run.begin()
+        path, files = source.path, list[Path]()
         for number, targets in enumerate(whole.targets(), start=1):
-            progress.say(f"Step {number} of {source.settings.steps}")
-            files.append(Path(folder) / f"step{number}.onnx")
-            settings = replace(source.settings, targets=targets, steps=1)
-            compress(replace(source, path=path, settings=settings, teacher=source.path), files[-1])
+            asked = replace(settings, targets=targets, steps=1, time_limit=limit)
+            folder = run.folder / f"step-{number}-{name_of(file_sha256(path))}"
+            files.append(folder / f"step{number}.onnx")
+            progress.say(f"Step {number} of {settings.steps}")
+            if not (is_finished(folder, asked) and files[-1].is_file()):
+                compress(
+                    replace(source, path=path, settings=asked, teacher=source.path), files[-1], Place(folder), progress
+                )
             path = files[-1]
-        return whole.finish(files)
+        report = whole.finish(files, run)
+        run.finish()
+    return report

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Self
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, LostWorkerError
 from onnxprune.judging import Candidates, digest
 from onnxprune.plan import Plan
 from onnxprune.prepare import Source, prepare
@@ -65,7 +65,7 @@ class Workers:
         """Judge plans; see `Candidates.errors`.
 
         Raises:
-            InputError: a process was ended from outside, or could not start.
+            LostWorkerError: a process was ended from outside, or could not start.
         """
         names = [(digest(plan), effort) for plan in plans]
         unknown = {name: plan for name, plan in zip(names, plans, strict=True) if name not in self._known}
@@ -74,7 +74,7 @@ class Workers:
                 found = self._pool.map(_error, unknown.values(), [effort] * len(unknown))
             self._known.update(zip(unknown, found, strict=True))
         except BrokenProcessPool as error:
-            raise InputError(
+            raise LostWorkerError(
                 "a worker process ended before its work was done, most likely for want of memory; give fewer --workers "
                 '(a script of your own must call compress under `if __name__ == "__main__":`)'
             ) from error

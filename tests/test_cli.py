@@ -36,6 +36,9 @@ COMMANDS = {
     "models list": [],
     "models export": [],
     "models train": [],
+    "policy": [],
+    "policy train": [],
+    "policy show": [],
 }
 
 

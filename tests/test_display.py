@@ -130,6 +130,18 @@ def test_elsewhere_a_long_stage_writes_a_line_every_ten_seconds_at_most(
     ]
 
 
+def test_what_a_stage_has_come_to_stands_between_how_far_it_is_and_what_is_left(
+    terminal: Terminal, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = shown_on(terminal, clock, monkeypatch)
+    shown.stage("search")
+    clock.now += 62
+    shown.step(34, 100, "best error 0.0531 at 49.8% of the FLOPs")
+    expected = "search ... 34/100, best error 0.0531 at 49.8% of the FLOPs, about 2 min left"
+    assert live_line(terminal) == expected
+    assert len(expected) < 80
+
+
 def test_quiet_writes_nothing_anywhere(
     terminal: Terminal, clock: Time, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -191,6 +191,29 @@ def test_a_target_that_cannot_be_met_is_refused_with_the_lowest_value() -> None:
         problem.check_reachable()
 
 
+@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize(("align", "min_keep"), [(Align(1), 1), (FINE, 1), (Align(8), 5), (FINE, 0)], ids=str)
+def test_plans_are_admitted_that_searches_come_to_and_no_others(name: str, align: Align, min_keep: int) -> None:
+    problem = with_targets(problem_of(name, align, min_keep), macs=0.7)
+    rng = np.random.default_rng(0)
+    plans = np.asarray([problem.fit(rng.uniform(0.1, 1, len(problem.widths))) for _ in range(20)])
+    assert problem.admits(plans).all()
+    unit = np.eye(len(problem.widths), dtype=np.int64)
+    smaller = plans[0] - unit[plans[0] > 0]
+    odd = (smaller % problem.steps != 0).any(axis=1)
+    assert not problem.admits(smaller)[odd].any()
+    assert odd.any() == (problem.steps > 1).any()
+    assert not problem.admits(problem.most[None]).any()  # which costs too much
+    assert not problem.admits(np.asarray([problem.least - problem.steps, problem.widths + problem.steps])).any()
+    if problem.depth is not None:
+        ends = [end for end, along in problem.depth.takes_along.items() if along]
+        for end in ends:
+            row = np.where(unit[end] == 1, 0, plans[0])
+            closed = problem.depth.closed(row)
+            assert problem.admits(closed[None])[0]
+            assert (row == closed).all() or not problem.admits(row[None])[0]
+
+
 def test_a_plan_that_meets_one_target_but_not_the_other_does_not_meet_both() -> None:
     problem = with_targets(problem_of("wide_convs", Align(1)), macs=0.5, params=0.9)
     narrow_front, narrow_back = [8, 8, 96, 96, 128], [64, 64, 96, 96, 20]

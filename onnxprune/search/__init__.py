@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
@@ -18,11 +19,20 @@ class SearchSettings:
     Attributes:
         budget: how many candidates it may judge.
         seed: same seed, same result.
+        stop: tells whether it is to come to its end, with the best that it has; asked between candidates.
+        policy: file of the policy that a search starts from, where it has one.
+        preset: how `gnn_rl` plays and learns, see `PRESETS`.
     """
 
     budget: int = 100
     seed: int = 0
+    stop: Callable[[], bool] = lambda: False
+    policy: Path | None = None
+    preset: str = "default"
 
+
+PRESETS = ("default", "paper")
+"""How `gnn_rl` plays and learns: as here, or as it was published."""
 
 Progress = Callable[[int, int], None]
 """Told how many candidates are done, of how many."""
@@ -32,7 +42,7 @@ Search = Callable[[Problem, SearchSettings, Progress], Plan]
 
 def names() -> list[str]:
     """List the searches."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def find(name: str) -> Search:

@@ -8,6 +8,7 @@ both measures give a plan each, and the plan whose repaired model answers best w
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,14 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         plan = problem.plan(descend(problem, np.ones(len(problem.widths))))
         progress(1, 1)
         return plan
-    measured = sensitivities(problem, settings.budget - WAYS, progress)
+    total = WAYS
+
+    def told(done: int, probes: int) -> None:
+        nonlocal total
+        total = probes + WAYS
+        progress(done, total)
+
+    measured = sensitivities(problem, settings.budget - WAYS, told, settings.stop)
     scales = [np.ones(len(problem.widths)), by_kind(problem), *(measured**power for power in POWERS)]
     found: dict[bytes, Plan] = {}
     for scale in scales:
@@ -36,16 +44,20 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         found.setdefault(counts.tobytes(), problem.plan(counts))
     plans = list(found.values())[: settings.budget]
     scores = problem.scores(plans)
+    progress(min(total, settings.budget), min(total, settings.budget))
     return plans[int(np.argmax(scores))]
 
 
-def sensitivities(problem: Problem, budget: int, progress: Progress) -> Floats:
+def sensitivities(
+    problem: Problem, budget: int, progress: Progress, stop: Callable[[], bool] = lambda: False
+) -> Floats:
     """Measure for each group what an error where it is read means for the model's answers.
 
     Args:
         problem: what to solve.
         budget: how many groups may be looked at; those that cost most are.
         progress: told how many are done.
+        stop: tells whether those that are left must do without.
 
     Returns:
         Error of the answers for an error of 1, relative to the median group; (groups,).
@@ -61,6 +73,8 @@ def sensitivities(problem: Problem, budget: int, progress: Progress) -> Floats:
     ratios = np.full(len(problem.widths), np.nan)
     groups = list(probes)
     for start in range(0, len(groups), TOGETHER):
+        if stop():
+            break
         part = groups[start : start + TOGETHER]
         errors = problem.judging.errors([probes[group][0] for group in part], effort="probe")
         for group, error in zip(part, errors, strict=True):

@@ -18,6 +18,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     rng = np.random.default_rng(settings.seed)
     best: tuple[float, Plan] | None = None
     for start in range(0, settings.budget, TOGETHER):
+        if best is not None and settings.stop():
+            break
         number = min(TOGETHER, settings.budget - start)
         wishes = rng.uniform(LEAST_SHARE, 1, (number, len(problem.widths)))
         plans = [problem.plan(problem.fit(wish)) for wish in wishes]

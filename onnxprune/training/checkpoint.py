@@ -32,11 +32,11 @@ def load(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / name
     if not path.is_file():
-        raise InputError(f"{path} does not exist; start again with --force, or give another --run")
+        raise InputError(f"{path} does not exist; remove {folder} to train anew, or give another --run")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
-        raise InputError(f"{path} is damaged; start again with --force, or give another --run") from error
+        raise InputError(f"{path} is damaged; remove it to train anew, or give another --run") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} was not written by this version of onnxprune; start again with another --run")
     return state

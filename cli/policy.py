@@ -1,0 +1,97 @@
+"""``onnxprune policy``: policies that carry over from network to network."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from . import display
+
+
+@click.group(epilog="Example: onnxprune policy train a.onnx b.onnx --data images.npz -o my.safetensors")
+def policy() -> None:
+    """Train policies that carry over from network to network, and look at them."""
+
+
+@policy.command(epilog="Example: onnxprune policy train a.onnx b.onnx --data images.npz -o my.safetensors")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--data", multiple=True, required=True, help=f"Samples: {display.DATA_FORMS}. Once, or once for each of MODELS."
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@display.preprocess_option
+@display.label_offset_option
+@click.option(
+    "--flops",
+    default="0.6,0.4,0.25",
+    show_default=True,
+    help="Shares of the FLOPs that each network is cut to, separated by commas.",
+)
+@click.option("--rounds", default=12, show_default=True, help="Times that each network is met at each share.")
+@click.option("--rate", default=1e-3, show_default=True, help="How fast the policy learns.")
+@click.option("--policy", "start", type=click.Path(path_type=Path), help="A policy to go on with.")
+@click.option("--seed", default=0, show_default=True, help="Of everything that is drawn.")
+@display.force_option
+@display.json_option
+@display.quiet_option
+def train(
+    models: tuple[Path, ...],
+    data: tuple[str, ...],
+    output: Path,
+    preprocess: str,
+    label_offset: int,
+    flops: str,
+    rounds: int,
+    rate: float,
+    start: Path | None,
+    seed: int,
+    force: bool,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Train one policy over all MODELS, to start `compress --search gnn_rl --policy FILE` from."""
+    from dataclasses import asdict
+
+    from onnxprune import policies
+
+    settings = policies.PolicySettings(display.parse_shares(flops), rounds, rate, seed)
+    progress = display.Shown(quiet)
+    try:
+        report = policies.train_policy(
+            models,
+            output,
+            settings,
+            data=data,
+            preprocess=preprocess,
+            label_offset=label_offset,
+            start=start,
+            force=force,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    display.write_result(json_file, asdict(report))
+    if quiet:
+        return
+    made = display.table("What the policy's own plan gains over the ranking as it is", "network", " error")
+    for name, gain in report.own.items():
+        made.add_row(name, f"{100 * math.expm1(-gain):+.1f} %")
+    display.console().print(made)
+    display.console().print(f"wrote {output}")
+
+
+@policy.command(epilog="Example: onnxprune policy show my.safetensors")
+@click.argument("file", type=click.Path(path_type=Path))
+@display.json_option
+def show(file: Path, json_file: Path | None) -> None:
+    """Tell how a policy was trained."""
+    from onnxprune import policies
+
+    found = policies.show_policy(file)
+    display.write_result(json_file, found)
+    console = display.console()
+    console.print(f"{file.name}: {found['parameters']:,} parameters, embeddings of {found['width']}")
+    for name, value in found["notes"].items():
+        console.print(f"{name}: {value}")

@@ -1,0 +1,68 @@
+"""A search on its way: the best plan so far, and whether it is worth going on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from onnxprune.plan import Plan
+from onnxprune.problem import Problem
+from onnxprune.progress import Progress
+
+PATIENCE = 50  # plans, or half of the budget if that is more, none of them better: then a search is stopped
+TIME_IS_UP = "its time was used up"
+
+
+class Course:
+    """Follows one search.
+
+    Args:
+        problem: that it solves.
+        budget: plans that it may judge.
+        limit: seconds that may be used; None: as many as it needs.
+        seconds: gives those that are used.
+        progress: told how far the search is.
+
+    Attributes:
+        found: plans that it judged, by what they keep of each group.
+        stopped: why it was stopped early, or empty.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        budget: int,
+        limit: float | None,
+        seconds: Callable[[], float],
+        progress: Progress,
+    ) -> None:
+        self._problem, self._limit, self._seconds, self._progress = problem, limit, seconds, progress
+        self._patience = max(PATIENCE, budget // 2)
+        self._judged = self._best_at = 0
+        self._best = -math.inf
+        self._text = ""
+        self.found: set[bytes] = set()
+        self.stopped = ""
+        problem.told = self._note
+
+    def step(self, done: int, total: int) -> None:
+        """Say how far the search is, and the best that it has found."""
+        self._progress.step(done, total, self._text)
+
+    def stop(self) -> bool:
+        """Tell whether the search is to come to its end."""
+        if not self.stopped and self._limit is not None and self._seconds() >= self._limit:
+            self.stopped = TIME_IS_UP
+        elif not self.stopped and self._judged - self._best_at >= self._patience:
+            self.stopped = f"none of the last {self._judged - self._best_at} plans was better"
+        return bool(self.stopped)
+
+    def _note(self, plan: Plan, score: float) -> None:
+        self._judged += 1
+        self.found.add(plan.counts.tobytes())
+        if score > self._best and self._problem.meets(plan.counts)[0]:
+            self._best, self._best_at = score, self._judged
+            if self._problem.judging is not None:  # else the score is no error
+                macs = float(self._problem.costs.of(plan.counts)["macs"][0])
+                share = macs / max(self._problem.original["macs"], 1)
+                self._text = f"best error {-score:.3g} at {share:.1%} of the FLOPs"

@@ -1,0 +1,180 @@
+"""Policies that carry over from network to network: trained on several at once, and looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.criteria import Evidence, importance
+from onnxprune.errors import InputError
+from onnxprune.prepare import Source, prepare
+from onnxprune.problem import FINE, Problem, parse_target
+from onnxprune.progress import Progress, Quiet
+from onnxprune.search.gnn_rl import LENGTH
+from onnxprune.search.greedy import descend
+from onnxprune.settings import CompressSettings, resolve
+
+if TYPE_CHECKING:
+    from onnxprune.search.policy.environment import Episodes
+    from onnxprune.search.policy.learning import Learner
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How a policy is trained.
+
+    Attributes:
+        shares: of the FLOPs that each network is cut to.
+        rounds: times that each network is met at each share.
+        rate: of the agent's weights.
+        seed: same seed, same policy.
+    """
+
+    shares: tuple[float, ...] = (0.6, 0.4, 0.25)
+    rounds: int = 12
+    rate: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """What training came to; gains are logarithms: 0.1 stands for an error 10 % smaller.
+
+    Attributes:
+        policy: name of the file.
+        rounds: for each round the mean gain of all episodes over the plans that they start from.
+        own: for each network and share what the policy's own plan gains in the end.
+        settings: how it was trained.
+    """
+
+    policy: str
+    rounds: list[float]
+    own: dict[str, float]
+    settings: dict[str, Any]
+
+
+def train_policy(
+    models: Sequence[Path],
+    out: Path,
+    settings: PolicySettings,
+    *,
+    data: Sequence[str | Path],
+    preprocess: str = "none",
+    label_offset: int = 0,
+    start: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> PolicyReport:
+    """Train one policy over several networks and targets, and write it.
+
+    Args:
+        models: the networks.
+        out: the file to write.
+        settings: how.
+        data: samples for all of them, or for each its own, see `read_data`.
+        preprocess: how pixels become inputs, see `read_preprocess`.
+        label_offset: the output index of a class is its label plus this.
+        start: a policy to go on with.
+        force: overwrite an existing file.
+        progress: told what is going on.
+
+    Raises:
+        InputError: a file or an option is wrong.
+        TargetError: a network cannot be cut to one of the shares.
+    """
+    from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded  # PyTorch takes seconds
+    from onnxprune.search.policy.storing import load, save
+
+    progress = progress or Quiet()
+    _check(models, out, settings, data, force)
+    agent = None if start is None else load(start)[0]
+    episodes: dict[str, Episodes] = {}
+    for number, model in enumerate(models):
+        progress.stage(f"load {model.name}")
+        asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
+        episodes |= _episodes(Source(model, asked, samples, preprocess, label_offset), settings.shares, progress)
+    progress.stage("train")
+    with seeded(settings.seed) as generator:
+        agent, how = agent or fresh(), Learning(rate=settings.rate)
+        optimizer = optimizer_of(agent, how)
+        learners = {name: Learner(agent, place, how, generator, optimizer) for name, place in episodes.items()}
+        rounds = [_round(list(learners.values()), settings, number, progress) for number in range(settings.rounds)]
+        own = {name: _own_gain(learner) for name, learner in learners.items()}
+    report = PolicyReport(out.name, rounds, own, {**asdict(settings), "models": [model.name for model in models]})
+    save(agent, out, asdict(report))
+    return report
+
+
+def show_policy(path: Path) -> dict[str, Any]:
+    """Tell how a policy was trained, and how large it is.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from onnxprune.search.policy.storing import load  # PyTorch takes seconds to load
+
+    agent, notes = load(path)
+    return {"parameters": sum(values.numel() for values in agent.parameters()), **asdict(agent.shape), "notes": notes}
+
+
+def _check(
+    models: Sequence[Path], out: Path, settings: PolicySettings, data: Sequence[str | Path], force: bool
+) -> None:
+    if not models:
+        raise InputError("no networks to train on; name some .onnx files")
+    if len(data) not in (1, len(models)):
+        raise InputError(f"--data was given {len(data)} times for {len(models)} networks; give it once, or for each")
+    if not settings.shares or not all(0 < share < 1 for share in settings.shares):
+        raise InputError(f"--flops {', '.join(map(str, settings.shares))}: give shares between 0 and 1")
+    if settings.rounds < 1 or not 0 < settings.rate < 1:
+        raise InputError(
+            f"--rounds {settings.rounds}, --rate {settings.rate:g}: give at least one round, a rate below 1"
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} does not exist; create it or choose another -o")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists; choose another -o or overwrite it with --force")
+
+
+def _episodes(source: Source, shares: Sequence[float], progress: Progress) -> dict[str, Episodes]:
+    """Make a place for episodes of a network at each share, from the ranking as it is."""
+    from onnxprune.search.policy.environment import Episodes  # PyTorch takes seconds to load
+
+    prepared = prepare(source)
+    channels, found = prepared.lossless.channels, dict[str, Episodes]()
+    if not channels.groups:
+        raise InputError(f"{source.path.name} has nothing to prune; leave it out")
+    statistics = prepared.statistics(progress)
+    worth = importance(Evidence(channels, 0, statistics), "obs")
+    judging = prepared.candidates(statistics)
+    for share in shares:
+        target = parse_target("macs", str(share), prepared.original_costs["macs"])
+        problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)
+        start = descend(problem, np.ones(len(problem.widths)))
+        found[f"{source.path.name} at {share:g}"] = Episodes(problem, start, LENGTH)
+    return found
+
+
+def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, progress: Progress) -> float:
+    """Let the agent play a batch of episodes of each problem, in an order drawn anew, and learn from it."""
+    gained = []
+    order = np.random.default_rng((settings.seed, number)).permutation(len(learners))
+    for done, at in enumerate(order):
+        learner = learners[at]
+        steps, ends = learner.play(learner.how.together)
+        rewards = learner.episodes.rewards([learner.episodes.plan_of(end.counts) for end in ends])
+        learner.learn(steps, ends, rewards)
+        gained.append(float(rewards.mean()))
+        progress.step(number * len(learners) + done + 1, settings.rounds * len(learners))
+    progress.say(f"round {number + 1} of {settings.rounds}: episodes gain {np.mean(gained):+.3f}")
+    return float(np.mean(gained))
+
+
+def _own_gain(learner: Learner) -> float:
+    """Give what the most likely actions gain."""
+    _, (end,) = learner.play(1, is_drawn=False)
+    return float(learner.episodes.rewards([learner.episodes.plan_of(end.counts)])[0])

@@ -1,0 +1,38 @@
+"""Evolution of corrections (CMA-ES, of the library `cma`), in the space that the policy moves in, from its start."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from onnxprune.plan import Plan
+from onnxprune.problem import Problem
+from onnxprune.search import Progress, SearchSettings
+from onnxprune.search.gnn_rl import warm_start
+from onnxprune.search.policy.space import Space
+
+TOGETHER = 8  # plans that are judged together
+SPREAD = 0.4  # of the first corrections, logarithms of what the price of a group's channels is multiplied by
+
+
+def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
+    """Start from the greedy plan, then let corrections of it evolve as long as the budget lasts."""
+    with warnings.catch_warnings(action="ignore"):  # it misses what draws its plots
+        import cma  # it takes a while to load
+
+    start, used = warm_start(problem, settings, progress)
+    space, size = Space(problem, start), len(start)
+    options = {"seed": settings.seed + 1, "popsize": TOGETHER, "verbose": -9}  # of 0 it makes a seed of its own
+    # It knows no space of one dimension; a second one that changes nothing does no harm.
+    evolved = cma.CMAEvolutionStrategy(np.zeros(max(size, 2)), SPREAD, options)
+    while used < settings.budget and not settings.stop():
+        drawn = evolved.ask()
+        number = min(len(drawn), settings.budget - used)
+        scores = problem.scores([space.plan(np.asarray(x[:size])) for x in drawn[:number]])
+        used += number
+        progress(used, settings.budget)
+        if number < len(drawn):
+            break  # it learns from whole generations only
+        evolved.tell(drawn, [-score if np.isfinite(score) else 1e30 for score in scores])
+    return problem.best(1)[0]

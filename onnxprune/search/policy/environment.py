@@ -1,0 +1,154 @@
+"""Episodes: a network shrinks in several steps, the plan that it comes to is judged, and that is the reward.
+
+The state is the network as shrunk so far. What is left to decide is how much dearer or cheaper each group's channels
+are than they look; `Space` turns that into a plan that meets the targets exactly, so no reward has to teach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from onnxprune.plan import Plan
+from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.search.policy.space import Space
+from onnxprune.stages import Stage, Stages
+
+LARGEST = 2.0  # log of what the action of an episode of one makes a group dearer, at most
+MOST_REWARD = 5.0  # an answer that is no number, or next to perfect, is worth no more than this
+TINY = 1e-4  # of the error to start from: errors below are no better
+CONTEXT = ("step", "macs target", "params target", "other targets", "macs", "params")
+"""What an agent is told beside the graph: how far the episode is, then logarithms of shares of the original."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A network in the course of an episode.
+
+    Attributes:
+        counts: (groups,) channels that are left.
+        corrections: (groups,) logarithms of what prices are multiplied by so far.
+        step: how many actions were taken.
+    """
+
+    counts: Counts
+    corrections: Floats
+    step: int
+
+
+class Episodes:
+    """Where episodes take place: one problem, from one plan.
+
+    Args:
+        problem: what to solve.
+        start: channels per group that no correction leads to.
+        length: actions of an episode.
+
+    Attributes:
+        largest: log of what one action makes a group dearer, at most.
+    """
+
+    def __init__(self, problem: Problem, start: Counts, length: int) -> None:
+        self.problem, self.length = problem, length
+        self.space = Space(problem, start)
+        self.stages = Stages(problem.channels, problem.costs, problem.importance)
+        self.largest = LARGEST / np.sqrt(length)  # so that actions drawn at random spread as far in any number of steps
+        self._kept_at_start = np.log(np.maximum(start, 1) / np.maximum(problem.most, 1))
+        self.groups = len(start)
+
+    @cached_property
+    def _first(self) -> float:
+        """The error of the plan to start from."""
+        return float(self._errors([self.problem.plan(self.space.start)])[0])
+
+    def begin(self) -> State:
+        """Start with the whole network."""
+        return State(self.problem.most, np.zeros(self.groups), 0)
+
+    def after(self, state: State, action: Floats) -> State:
+        """Take an action: (groups,), each from -1, much cheaper, to 1, much dearer."""
+        corrections = state.corrections + self.largest * np.clip(action, -1, 1)
+        step = state.step + 1
+        if step == self.length:
+            return State(self.space.counts(corrections), corrections, step)
+        return State(self.space.wanted(corrections, step / self.length), corrections, step)
+
+    def graph(self, state: State) -> tuple[Stage, ...]:
+        """Draw a state."""
+        return self.stages.at(state.counts, np.stack([state.corrections, self._kept_at_start], axis=1))
+
+    def context(self, state: State) -> Floats:
+        """Describe a state as a whole, see `CONTEXT`."""
+        original, now = self.problem.original, self.problem.costs.of(state.counts)
+        targets = {t.metric: np.log(t.limit / max(original[t.metric], 1)) for t in self.problem.targets}
+        others = [value for metric, value in targets.items() if metric not in ("macs", "params")]
+        shares = [np.log(max(float(now[name][0]), 1) / max(original[name], 1)) for name in ("macs", "params")]
+        found = (targets.get("macs", 0.0), targets.get("params", 0.0), min(others, default=0.0), *shares)
+        return np.asarray([state.step / self.length, *found])
+
+    def rewards(self, plans: Sequence[Plan]) -> Floats:
+        """Judge plans: how much smaller their errors are than that of the plan to start from, as a logarithm."""
+        least = TINY * self._first + 1e-12
+        gained: Floats = np.log((self._first + least) / (np.maximum(self._errors(plans), 0) + least))
+        result: Floats = np.clip(np.nan_to_num(gained, nan=-MOST_REWARD), -MOST_REWARD, MOST_REWARD)
+        return result
+
+    def _errors(self, plans: Sequence[Plan]) -> Floats:
+        """Judge plans: by what they answer, without data by the importance that they lose."""
+        scores = np.asarray(self.problem.scores(plans))
+        return -scores if self.problem.judging is not None else 1 - scores
+
+    def plan_of(self, counts: Counts) -> Plan:
+        """Choose the channels of a state that is the last of its episode."""
+        return self.problem.plan(counts)
+
+
+class PruningEnv(gymnasium.Env[dict[str, Any], Floats]):
+    """One episode at a time, behind the interface of Gymnasium.
+
+    Observations: ``kept``, the share of each group that is left; ``corrections``; ``context``, see `CONTEXT`. The graph
+    follows from them: `Episodes.graph`. Actions: a number from -1 to 1 for each group. The reward comes at the end.
+
+    Args:
+        episodes: where it takes place.
+    """
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        self.state = episodes.begin()
+        groups, box, reach = episodes.groups, gymnasium.spaces.Box, episodes.largest * episodes.length
+        self.action_space = box(-1, 1, (groups,), np.float64)
+        self.observation_space = gymnasium.spaces.Dict(
+            kept=box(0, 1, (groups,), np.float64),
+            corrections=box(-reach, reach, (groups,), np.float64),
+            context=box(-np.inf, np.inf, (len(CONTEXT),), np.float64),
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin with the whole network."""
+        super().reset(seed=seed)
+        self.state = self.episodes.begin()
+        return self._observed(), {}
+
+    def step(self, action: Floats) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Make groups dearer or cheaper; at the end of the episode, judge the plan that comes of it."""
+        self.state = self.episodes.after(self.state, np.asarray(action, np.float64))
+        if self.state.step < self.episodes.length:
+            return self._observed(), 0.0, False, False, {}
+        plan = self.episodes.plan_of(self.state.counts)
+        return self._observed(), float(self.episodes.rewards([plan])[0]), True, False, {"counts": plan.counts}
+
+    def _observed(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "kept": state.counts / np.maximum(self.episodes.problem.widths, 1),
+            "corrections": state.corrections,
+            "context": self.episodes.context(state),
+        }

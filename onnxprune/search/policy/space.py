@@ -1,0 +1,111 @@
+"""The plans that a policy moves between: corrections of one ranking of all channels.
+
+Each channel has a price: the error that it adds when it goes, for what it saves. A plan keeps what is dearer than some
+threshold, and the threshold is the one that meets the targets. A correction makes the channels of a group dearer or
+cheaper; without corrections comes out the plan to start from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.plan import Plan
+from onnxprune.problem import Counts, Floats, Problem
+
+TINY = 1e-3  # of a neighbour's error: what adds none at all must still have a price
+AT_END = 0.35  # log: a group that keeps all it can, or as little, has a price so far from the threshold
+ROUNDS, POINTS = 4, 33  # of the search for the threshold: the range shrinks 32-fold in each
+NEAR = 0.05  # a target is binding where less than this part of it is open
+
+
+class Space:
+    """Plans around one to start from.
+
+    Args:
+        problem: what to solve.
+        start: channels per group to start from; it must meet the targets.
+    """
+
+    def __init__(self, problem: Problem, start: Counts) -> None:
+        self.problem = problem
+        self.start = start
+        self.saved = _saved(problem, start)
+        self._prices = [self._log_prices(group) for group in range(len(start))]
+        ends = [(prices[0], prices[-1]) for prices in self._prices if len(prices)]
+        self._range = max((high for high, _ in ends), default=0.0), min((low for _, low in ends), default=0.0)
+        self._whole = {t.metric: float(problem.costs.of(problem.most)[t.metric][0]) for t in problem.targets}
+
+    def _log_prices(self, group: int) -> Floats:
+        """Give the prices of the channels that may go, dearest first; the threshold that gives the start is 0."""
+        problem, count = self.problem, int(self.start[group])
+        worth = np.sort(problem.importance[group])[::-1]
+        least, most = int(problem.least[group]), int(problem.most[group])
+        worth = np.maximum(worth, max(float(worth[0]) * 1e-12, 1e-300))
+        last = worth[max(count - 1, 0)]
+        first = max(worth[min(count, len(worth) - 1)], TINY * last)
+        middle = 0.5 * (np.log(last) + np.log(first))
+        if count >= most:
+            middle = np.log(last) - AT_END
+        elif count <= least:
+            middle = np.log(first) + AT_END
+        found: Floats = np.log(worth[least:most]) - middle
+        return found
+
+    def wanted(self, corrections: Floats, part: float = 1.0) -> Counts:
+        """Find the plan, not aligned yet, that keeps the dearest channels and meets the targets.
+
+        Args:
+            corrections: (groups,) logarithms of what the prices of each group are multiplied by.
+            part: how far on the way from the whole model to the targets, where 1 is there.
+        """
+        spread = float(np.abs(corrections).max(initial=0)) + 1e-6
+        high, low = self._range[0] + spread, self._range[1] - spread
+        counts = self._kept(corrections, np.asarray([low]))
+        if self._fits(counts, part)[0]:
+            return np.asarray(counts[0])
+        for _ in range(ROUNDS):
+            thresholds = np.linspace(low, high, POINTS)
+            counts = self._kept(corrections, thresholds)
+            fits = self._fits(counts, part)
+            at = int(np.argmax(fits)) if fits.any() else POINTS - 1  # costs only fall as the threshold rises
+            low, high = float(thresholds[max(at - 1, 0)]), float(thresholds[at])
+        chosen: Counts = counts[at]
+        return chosen
+
+    def _kept(self, corrections: Floats, thresholds: Floats) -> Counts:
+        """Count the channels of each group that are dearer than each threshold: (thresholds, groups)."""
+        rows = [
+            least + np.searchsorted(-prices, -(thresholds - correction), side="right")
+            for prices, correction, least in zip(self._prices, corrections, self.problem.least, strict=True)
+        ]
+        return np.stack(rows, axis=1).astype(np.int64)
+
+    def _fits(self, counts: Counts, part: float) -> npt.NDArray[np.bool_]:
+        found, fits = self.problem.costs.of(counts), np.ones(len(counts), bool)
+        for target in self.problem.targets:
+            whole = self._whole[target.metric]
+            limit = whole * min(target.limit / whole, 1) ** part
+            fits &= found[target.metric] <= limit * (1 + 1e-12)
+        return fits
+
+    def counts(self, corrections: Floats) -> Counts:
+        """Find the plan of some corrections: aligned, filled up, and within the targets."""
+        if not corrections.any():
+            return self.start
+        wanted = np.maximum(self.wanted(corrections), 1e-3)
+        return self.problem.fit(wanted / self.problem.most)
+
+    def plan(self, corrections: Floats) -> Plan:
+        """The same, as a plan."""
+        return self.problem.plan(self.counts(corrections))
+
+
+def _saved(problem: Problem, counts: Counts) -> Floats:
+    """Give what one channel of each group saves, as a part of the targets that are nearly reached."""
+    rows = np.vstack([np.asarray(counts, float), counts + np.eye(len(counts))])
+    found, total = problem.costs.of(rows), np.zeros(len(counts))
+    near = [t for t in problem.targets if found[t.metric][0] > (1 - NEAR) * t.limit] or list(problem.targets)
+    for target in near:
+        total += (found[target.metric][1:] - found[target.metric][0]) / max(target.limit, 1)
+    return np.maximum(total, 1e-30)

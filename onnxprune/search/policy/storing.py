@@ -1,0 +1,79 @@
+"""Policies in files: safetensors, with what is needed to build the agent again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from onnxprune.errors import InputError
+from onnxprune.search.policy.agent import Agent, Shape
+from onnxprune.search.policy.environment import CONTEXT
+from onnxprune.stages import FEATURES
+
+FORMAT = "onnxprune.policy/1"
+
+
+def save(agent: Agent, path: Path, notes: Mapping[str, Any]) -> None:
+    """Write a policy; the file appears whole or not at all.
+
+    Args:
+        agent: the policy.
+        path: the file to write; an existing one is replaced.
+        notes: how it was trained, for people.
+    """
+    told = {"format": FORMAT, "shape": asdict(agent.shape), "features": _features(), "notes": dict(notes)}
+    with tempfile.TemporaryDirectory(prefix=".policy-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        tensors = {name: values.contiguous() for name, values in agent.state_dict().items()}
+        save_file(tensors, draft, {name: json.dumps(value) for name, value in told.items()})
+        os.replace(draft, path)
+
+
+def load(path: Path) -> tuple[Agent, dict[str, Any]]:
+    """Read a policy, and how it was trained.
+
+    Raises:
+        InputError: it is missing, damaged, or was trained on other features than this version computes.
+    """
+    if not path.is_file():
+        raise InputError(f"--policy {path}: no such file; make one with `onnxprune policy train`")
+    try:
+        with safe_open(path, "pt") as file:
+            told = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"--policy {path} cannot be read ({error}); make one with `onnxprune policy train`") from error
+    if told.get("format") != FORMAT:
+        raise InputError(f"--policy {path} was not written by this version of onnxprune; train it again")
+    if told.get("features") != _features():
+        raise InputError(f"--policy {path} was trained on other features than this version computes; train it again")
+    try:
+        agent = Agent(_shape(told["shape"]))
+        agent.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--policy {path} is damaged ({reason}); train it again") from error
+    notes = told.get("notes")
+    return agent, notes if isinstance(notes, dict) else {}
+
+
+def _features() -> list[list[str]]:
+    return [list(names) for pair in (*FEATURES.values(), (CONTEXT,)) for names in pair]
+
+
+def _shape(told: Mapping[str, Any]) -> Shape:
+    """Build the shape of an agent from numbers that somebody may have changed."""
+    sizes = tuple((int(nodes), int(edges)) for nodes, edges in told["sizes"])
+    rounds = tuple(int(number) for number in told["rounds"])
+    shape = Shape(sizes, int(told["context"]), int(told["width"]), rounds, float(told["spread"]))
+    if not (len(sizes) == len(rounds) <= 16 and 0 < shape.width <= 4096 and max(rounds) <= 64):
+        raise ValueError("an agent of such a shape makes no sense")
+    return shape

@@ -1,0 +1,149 @@
+"""Policies are trained over several networks, kept in files, and serve networks that they have never seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_nets import IMAGE, branches, convs, residual, run, write
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_greedy import Judged, channels_of, problem_of
+
+from onnxprune.errors import InputError
+from onnxprune.policies import PolicySettings, show_policy, train_policy
+from onnxprune.search import SearchSettings, gnn_rl
+from onnxprune.search.policy.learning import fresh, seeded
+from onnxprune.search.policy.storing import load, save
+
+FEW = PolicySettings(shares=(0.6, 0.4), rounds=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for build in (convs, residual):
+        write(build(), tmp_path / f"{build.__name__}.onnx")
+    shape = (120, *IMAGE)
+    np.save("x.npy", np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    return tmp_path
+
+
+def stored(path: Path | str, seed: int = 0) -> Path:
+    with seeded(seed):
+        save(fresh(), Path(path), {"of": "a test"})
+    return Path(path)
+
+
+def test_a_policy_comes_back_from_its_file_as_it_was(folder: Path) -> None:
+    with seeded(3):
+        agent = fresh()
+    save(agent, Path("p.safetensors"), {"rounds": 7})
+    again, notes = load(Path("p.safetensors"))
+    assert notes == {"rounds": 7}
+    assert again.shape == agent.shape
+    for name, values in agent.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], values, rtol=0, atol=0)
+    assert [file.name for file in folder.iterdir() if file.suffix == ".safetensors"] == ["p.safetensors"]
+
+
+def changed(source: Path, **metadata: Any) -> Path:
+    with safe_open(source, "pt") as file:
+        told = {**file.metadata(), **{name: json.dumps(value) for name, value in metadata.items()}}
+    path = source.with_name(f"{len(list(source.parent.iterdir()))}.safetensors")
+    save_file(load_file(source), path, told)
+    return path
+
+
+def test_files_that_are_no_policy_of_this_version_are_refused_with_what_to_do(folder: Path) -> None:
+    good = stored("p.safetensors")
+    for path, text in (
+        (Path("absent.safetensors"), "no such file"),
+        (changed(good, format="onnxprune.policy/0"), "not written by this version"),
+        (changed(good, features=[["width"]]), "other features"),
+        (changed(good, shape={"width": 4}), "damaged"),
+        (changed(good, shape={"sizes": [[5, 3]], "context": 6, "width": 8, "rounds": [1], "spread": 0.4}), "damaged"),
+    ):
+        with pytest.raises(InputError, match=text) as caught:
+            load(path)
+        assert "train" in str(caught.value)
+    torn = Path("torn.safetensors")
+    torn.write_bytes(good.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        load(torn)
+
+
+def test_a_policy_alone_gives_a_plan_and_judges_nothing(folder: Path) -> None:
+    plans = []
+    for seed in (0, 1):
+        problem = problem_of(channels_of(branches()), judging=Judged(), macs=0.5)
+        plan = gnn_rl.search(problem, SearchSettings(1, policy=stored("p.safetensors", seed)), lambda done, total: None)
+        assert problem.meets(plan.counts).all()
+        assert isinstance(problem.judging, Judged)
+        assert problem.judging.full == problem.judging.probes == []
+        plans.append(plan)
+
+
+def test_with_a_budget_a_policy_is_a_start_and_its_own_plan_is_among_those_judged(folder: Path) -> None:
+    policy = stored("p.safetensors")
+    alone = gnn_rl.search(
+        problem_of(channels_of(branches()), judging=Judged(), macs=0.5),
+        SearchSettings(1, policy=policy),
+        lambda *_: None,
+    )
+    problem = problem_of(channels_of(branches()), judging=Judged(), macs=0.5)
+    plan = gnn_rl.search(problem, SearchSettings(20, policy=policy), lambda *_: None)
+    assert isinstance(problem.judging, Judged)
+    judged = [found.counts.tolist() for found, _ in problem.judging.full]
+    assert alone.counts.tolist() in judged
+    assert len({tuple(counts) for counts in judged}) <= 20
+    assert min(error for _, error in problem.judging.full) == problem.judging.error(plan)
+
+
+def test_one_policy_is_trained_over_several_networks_and_a_seed_repeats_it(folder: Path) -> None:
+    models = [folder / "convs.onnx", folder / "residual.onnx"]
+    reports = [train_policy(models, Path(f"{n}.safetensors"), FEW, data=["x.npy"]) for n in (1, 2)]
+    assert Path("1.safetensors").read_bytes()[-20_000:] == Path("2.safetensors").read_bytes()[-20_000:]
+    assert set(reports[0].own) == {f"{net}.onnx at {share}" for net in ("convs", "residual") for share in (0.6, 0.4)}
+    assert reports[0].rounds == reports[1].rounds
+    assert np.isfinite(reports[0].rounds).all()
+    shown = show_policy(Path("1.safetensors"))
+    assert shown["notes"]["settings"]["models"] == ["convs.onnx", "residual.onnx"]
+    further = train_policy(models[:1], Path("3.safetensors"), FEW, data=["x.npy"], start=Path("1.safetensors"))
+    assert Path("3.safetensors").read_bytes() != Path("1.safetensors").read_bytes()
+    assert len(further.own) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"models": []}, "no networks"),
+        ({"data": ["x.npy", "x.npy"]}, "2 times for 1 networks"),
+        ({"settings": PolicySettings(shares=(1.5,))}, "between 0 and 1"),
+        ({"settings": PolicySettings(rounds=0)}, "--rounds 0"),
+        ({"out": Path("nowhere/p.safetensors")}, "does not exist"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_makes_no_sense_is_refused_before_any_work(folder: Path, given: dict[str, Any], text: str) -> None:
+    asked: dict[str, Any] = {"models": [folder / "convs.onnx"], "out": Path("p.safetensors"), "settings": FEW}
+    asked = {**asked, "data": ["x.npy"], **given}
+    with pytest.raises(InputError, match=text):
+        train_policy(asked.pop("models"), asked.pop("out"), asked.pop("settings"), **asked)
+    assert not Path("p.safetensors").exists()
+
+
+def test_the_commands_train_and_show(folder: Path) -> None:
+    options = ("--data", "x.npy", "-o", "p.safetensors", "--rounds", 1, "--flops", "0.5", "--json", "told.json")
+    outcome = run("policy", "train", "convs.onnx", *options)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("told.json").read_text())["own"].keys() == {"convs.onnx at 0.5"}
+    assert run("policy", "train", "convs.onnx", *options).code == 2
+    shown = run("policy", "show", "p.safetensors")
+    assert shown.code == 0
+    assert "convs.onnx" in shown.out
+    assert run("policy", "show", "x.npy").code == 2
