@@ -82,6 +82,12 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
     help="Then train on --data, all but what is held out, with the original as teacher (finetune has more choices).",
 )
 @click.option(
+    "--choose",
+    default="best",
+    show_default=True,
+    help="The epoch that is taken: best on samples held out, or last: where the model was trained on these before.",
+)
+@click.option(
     "--steps",
     default=1,
     show_default=True,
@@ -142,6 +148,7 @@ def compress(
     criterion: str | None,
     repair: str,
     finetune_epochs: int,
+    choose: str,
     steps: int,
     calibration: int | None,
     workers: int,
@@ -181,6 +188,7 @@ def compress(
         criterion=criterion,
         repair=repair,
         finetune_epochs=finetune_epochs,
+        choose=choose,
         steps=steps,
         calibration=calibration,
         workers=workers,

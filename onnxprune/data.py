@@ -24,6 +24,9 @@ __all__ = ["Data", "Input", "Split", "check_labels", "read_data", "read_preproce
 BLOCK = 256  # samples hashed together
 LARGE_TENSOR = 16_000_000  # numbers in the largest tensor of a batch
 
+CHOICES = ("best", "last")
+"""Which epoch of a training is taken: the best by samples held out, or the last."""
+
 
 @dataclass(frozen=True, eq=False)
 class Data:

@@ -25,18 +25,10 @@ from onnxprune.reporting import versions
 from onnxprune.training import checkpoint
 from onnxprune.training.lesson import Lesson, train
 from onnxprune.training.processes import Processes, processes
-from onnxprune.training.settings import FinetuneSettings, check
+from onnxprune.training.settings import NOTHING_BETTER, FinetuneSettings, check
 from onnxprune.training.trainer import Result
 
 FORMAT = "onnxprune.finetune/1"
-
-
-NOTHING_BETTER = (
-    "no epoch answers the samples held out better than the model did before training, so its weights are as they were. "
-    "Samples that the model was trained on before cannot tell, since it knows them by heart: --resume --choose last "
-    "takes the last epoch"
-)
-"""Said where training seems to have brought nothing."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +191,7 @@ def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[s
     """Say what the user should know."""
     notes = [result.stopped] if result.stopped else []
     if result.chosen == 0 and len(result.rows) > 1:
-        notes.append(NOTHING_BETTER)
+        notes.append(NOTHING_BETTER.format("--resume --choose last"))
     fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
     if fixed is not None and fixed != settings.batch:
         notes.append(

@@ -44,6 +44,7 @@ class Finish:
         self._settings = prepared.source.settings
         self._progress = progress
         self._parts = prepared.parts
+        self.notes = list[str]()  # what the user should know of it
 
     def check_training(self) -> None:
         """Make sure that the original can be trained, before a search begins.
@@ -99,7 +100,7 @@ class Finish:
         """
         from onnxprune.training.lesson import Lesson, train  # PyTorch takes seconds to load
         from onnxprune.training.processes import alone
-        from onnxprune.training.settings import FinetuneSettings
+        from onnxprune.training.settings import NOTHING_BETTER, FinetuneSettings
 
         source, parts = self._prepared.source, self._parts
         original = self._prepared.original.model
@@ -108,11 +109,14 @@ class Finish:
         identity = {"plan": digest(plan), "samples": parts.train.sha256, "teacher": teacher.sha256}
         lesson = Lesson(smaller, teacher, parts.train, parts.search.loaded(), source.label_offset, identity)
         asked = FinetuneSettings(epochs=self._settings.finetune_epochs, seed=self._settings.seed)
-        folder = run / f"training-{name_of([identity, asdict(asked)])}"
+        folder = run / f"training-{name_of([identity, asdict(asked)])}"  # the same, whichever epoch is taken
+        asked = replace(asked, choose=self._settings.choose)
         folder.mkdir(exist_ok=True)
         trained, result = train(lesson, asked, folder, alone(), self._progress, resume=True)
         if result.stopped:
-            self._progress.say(result.stopped)
+            self.notes.append(result.stopped)
+        if result.chosen == 0:
+            self.notes.append(NOTHING_BETTER.format("--choose last"))
         return trained
 
     def stages(self, smaller: ModelProto, result: ModelProto, trained: ModelProto) -> list[dict[str, Any]]:

@@ -188,6 +188,7 @@ def _proven(
         with clock.stage("evaluate"):
             report.add_stages(finish.stages(attempt.result, result, trained))
         report.data = finish.used()
+        report.notes += finish.notes
         _note_answers(report, settings, is_repaired=result is not attempt.result)
     return report, trained
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnxprune import search
 from onnxprune.criteria import CRITERIA, NEED_DATA
+from onnxprune.data import CHOICES
 from onnxprune.errors import InputError
 from onnxprune.verify import LEVELS
 
@@ -28,6 +29,8 @@ class CompressSettings:
         criterion: how channels are ranked; None chooses by whether there is data.
         repair: how a cut model is repaired, see `REPAIRS`.
         finetune_epochs: times that the repaired model is trained on all samples; 0 leaves it as it is.
+        choose: the epoch that is taken: ``best`` by the samples of the search, or ``last``, for samples that the model
+            was trained on before.
         steps: times that a part is cut, repaired and trained, one after the other.
         calibration: the most samples that statistics and repair look at; None: 2,048, or fewer of a large model.
         workers: processes that judge candidates.
@@ -51,6 +54,7 @@ class CompressSettings:
     criterion: str | None = None
     repair: str = "least_squares"
     finetune_epochs: int = 0
+    choose: str = "best"
     steps: int = 1
     calibration: int | None = None
     workers: int = 1
@@ -120,6 +124,7 @@ def _check(settings: CompressSettings) -> None:
         ("--criterion", settings.criterion, CRITERIA),
         ("--repair", settings.repair, REPAIRS),
         ("--verify", settings.verify, LEVELS),
+        ("--choose", settings.choose, CHOICES),
         ("--policy-preset", settings.policy_preset, search.PRESETS),
     ):
         if value not in choices:

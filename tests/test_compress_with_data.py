@@ -384,6 +384,26 @@ def test_training_follows_the_repair_with_the_original_as_teacher(folder: Path) 
     assert "trained on" in report.data["parts"]["calibration"]["purpose"]
 
 
+def test_training_that_brings_nothing_is_told_and_the_last_epoch_can_be_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxprune.training import trainer
+
+    judged = trainer.Trainer._evaluated
+
+    def forgetful(self: Any, epoch: int, loss: float) -> tuple[float, float]:
+        return (-epoch, judged(self, epoch, loss)[1])  # each epoch answers worse than the one before
+
+    give(convs(), images())
+    monkeypatch.setattr(trainer.Trainer, "_evaluated", forgetful)
+    best, last = compress("best.onnx", finetune_epochs=1), compress("last.onnx", finetune_epochs=1, choose="last")
+    bare = compress("bare.onnx")
+    assert any("--choose last" in note for note in best.notes)
+    assert not any("--choose last" in note for note in last.notes)
+    assert best.stages[3]["kl"] == pytest.approx(bare.stages[2]["kl"], rel=1e-3)
+    assert last.stages[3]["kl"] != pytest.approx(bare.stages[2]["kl"], rel=1e-2)
+
+
 def test_training_needs_data(folder: Path) -> None:
     write(convs(), Path("model.onnx"))
     outcome = run("compress", "model.onnx", "--flops", 0.5, "--finetune-epochs", 2)
