@@ -49,6 +49,7 @@ def main() -> None:
     criteria.add_argument("--preprocess", default="cifar10")
     criteria.add_argument("--samples", type=int, default=2000, help="test samples, the first ones")
     criteria.add_argument("--flops", default="0.7,0.5,0.3")
+    criteria.add_argument("--criteria", default=",".join(CRITERIA))
     wild = kinds.add_parser("models")
     wild.set_defaults(run=run_models)
     wild.add_argument("--flops", default="0.7")
@@ -62,7 +63,7 @@ def main() -> None:
 def run_criteria(arguments: argparse.Namespace) -> None:
     for path in arguments.models:
         test = None
-        for criterion in CRITERIA:
+        for criterion in arguments.criteria.split(","):
             seeds = SEEDS if criterion == "random" else (0,)
             for target in arguments.flops.split(","):
                 tops: dict[str, list[float]] = {repair: [] for repair in REPAIRS}
