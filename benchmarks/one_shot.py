@@ -18,6 +18,7 @@ from onnxprune import runtime
 from onnxprune.attempt import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
+from onnxprune.journal import Journal
 from onnxprune.judging import judge_on, repaired
 from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Source, prepare
@@ -52,7 +53,7 @@ def line(arguments: argparse.Namespace, path: Path, target: str, search: str) ->
     statistics = prepared.statistics()
     worth = importance(Evidence(prepared.lossless.channels, arguments.seed, statistics), "obs")
     candidates = prepared.candidates(statistics)
-    attempt = Attempts(prepared, worth, candidates, Quiet()).best
+    attempt = Attempts(prepared, worth, Journal(candidates), Quiet()).best
     smaller = cut(attempt.channels, attempt.plan, runtime.evaluate)
     results = {"raw": smaller}
     for kind in arguments.repairs.split(","):

@@ -40,6 +40,7 @@ import onnxruntime
 import torch
 from onnx import numpy_helper
 from torch import nn
+from training import given_and_extra
 
 import onnxprune
 from onnxprune import CompressSettings, model, models, runtime
@@ -81,10 +82,7 @@ class CatShortcut(nn.Module):
 
 
 def main() -> None:
-    given, extra = sys.argv[1:], list[str]()
-    if "--" in given:
-        place = given.index("--")
-        given, extra = given[:place], given[place + 1 :]
+    given, extra = given_and_extra()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--flops", default="0.5")

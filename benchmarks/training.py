@@ -22,10 +22,7 @@ PROGRAM = str(Path(sys.executable).with_name("onnxprune"))
 
 
 def main() -> None:
-    given, extra = sys.argv[1:], list[str]()
-    if "--" in given:
-        place = given.index("--")
-        given, extra = given[:place], given[place + 1 :]
+    given, extra = given_and_extra()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--flops", default="0.5")
@@ -47,6 +44,13 @@ def main() -> None:
         for target in arguments.flops.split(","):
             for search in arguments.searches.split(","):
                 print(line(arguments, model, target, search, extra), flush=True)
+
+
+def given_and_extra() -> tuple[list[str], list[str]]:
+    """Part the command line at a lone `--`: what this program takes, and what it hands on to finetune."""
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
 
 
 def line(arguments: argparse.Namespace, model: Path, target: str, search: str, extra: list[str]) -> str:

@@ -7,8 +7,6 @@ and the page runs no scripts and loads nothing.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from html import escape
@@ -19,6 +17,7 @@ import numpy.typing as npt
 
 from onnxprune.blocks import Operation
 from onnxprune.errors import InputError
+from onnxprune.files import aside
 from onnxprune.picture import TIMES, Picture, Row, clean, end_of, start_of
 from onnxprune.stages import Stages
 
@@ -56,10 +55,8 @@ def draw(stages: Stages, path: Path, title: str, counts: npt.ArrayLike | None = 
         counts: (groups,) channels kept; all of them if left out.
     """
     text = FORMATS[path.suffix](Picture(stages, title, counts))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        file = Path(scratch) / path.name
-        file.write_text(text, encoding="utf-8")
-        os.replace(file, path)
+    with aside(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------- the page

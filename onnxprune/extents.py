@@ -61,16 +61,16 @@ class Extents:
     """
 
     def __init__(self, channels: Channels, costs: Costs, operations: Sequence[Operation]) -> None:
-        self._table = costs._table
-        self._macs_sum = costs._macs_sum
+        self._table = costs.table
+        self._macs_sum = costs.macs_sum
         names = (name for operation in operations for name in (*operation.reads, *operation.makes))
         self.tensors = {name: number for number, name in enumerate(dict.fromkeys(names))}
         self._widths = Sum(self._table, [self._channels_of(channels, name) for name in self.tensors])
         self._macs_parts = _Parts(self._macs_sum, self._table.per_channel, np.ones(len(self._macs_sum.coefficients)))
-        self._params_parts = _Parts(costs._param_sum, self._table.per_channel, costs._is_param)
+        self._params_parts = _Parts(costs.param_sum, self._table.per_channel, costs.is_param)
         self._operations = len(operations)
         place = {operation.node: number for number, operation in enumerate(operations)}
-        self._place = np.asarray([place.get(node, len(place)) for node in costs._macs_nodes], np.int64)
+        self._place = np.asarray([place.get(node, len(place)) for node in costs.macs_nodes], np.int64)
         readings = _readings(channels, operations)
         self._reader = np.asarray([reader for reader, _ in readings], np.int64)
         self._read = Sum(self._table, [self._stored(channels, name) for _, name in readings])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -40,6 +42,15 @@ def replace_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Give a file to write that takes its place once it is whole, so that no reader ever sees half of it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        draft = Path(scratch) / path.name
+        yield draft
+        os.replace(draft, path)
 
 
 def typed(value: Any, kind: Any) -> Any:

@@ -21,11 +21,12 @@ from onnxprune.model import Model
 from onnxprune.outputs import beside, check_apart, check_outputs, move
 from onnxprune.plan import file_sha256
 from onnxprune.progress import Clock, Progress, Quiet
+from onnxprune.records import default_folder
 from onnxprune.reporting import versions
 from onnxprune.training import checkpoint
 from onnxprune.training.lesson import Lesson, train
 from onnxprune.training.processes import Processes, processes
-from onnxprune.training.settings import NOTHING_BETTER, FinetuneSettings, check
+from onnxprune.training.settings import FinetuneSettings, check
 from onnxprune.training.trainer import Result
 
 FORMAT = "onnxprune.finetune/1"
@@ -108,7 +109,7 @@ def finetune(
     if settings.hints and teacher is None:
         raise InputError("--hints compares with a teacher; give --teacher, or leave it out")
     check_outputs(path, out, force, kinds=("report",))
-    folder = out.with_name(f"{out.name.removesuffix('.onnx')}.run") if run is None else run
+    folder = default_folder(out) if run is None else run
     with processes() as team:
         told = (progress or Quiet()) if team.is_first else Quiet()
         clock = Clock(told)
@@ -189,9 +190,7 @@ def divided(
 
 def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[str]:
     """Say what the user should know."""
-    notes = [result.stopped] if result.stopped else []
-    if result.chosen == 0 and len(result.rows) > 1:
-        notes.append(NOTHING_BETTER.format("--resume --choose last"))
+    notes = result.notes("--resume --choose last")
     fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
     if fixed is not None and fixed != settings.batch:
         notes.append(

@@ -100,7 +100,7 @@ class Finish:
         """
         from onnxprune.training.lesson import Lesson, train  # PyTorch takes seconds to load
         from onnxprune.training.processes import alone
-        from onnxprune.training.settings import NOTHING_BETTER, FinetuneSettings
+        from onnxprune.training.settings import FinetuneSettings
 
         source, parts = self._prepared.source, self._parts
         original = self._prepared.original.model
@@ -114,9 +114,8 @@ class Finish:
         folder.mkdir(exist_ok=True)
         trained, result = train(lesson, asked, folder, alone(), self._progress, resume=True)
         if result.stopped:
-            self.notes.append(result.stopped)
-        if result.chosen == 0:
-            self.notes.append(NOTHING_BETTER.format("--choose last"))
+            self._progress.say(result.stopped)  # of several steps, this one's notes stay in its own report
+        self.notes += result.notes("--choose last")
         return trained
 
     def stages(self, smaller: ModelProto, result: ModelProto, trained: ModelProto) -> list[dict[str, Any]]:

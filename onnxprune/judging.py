@@ -85,15 +85,19 @@ class Candidates:
         key = (digest(plan), effort)
         if key not in self._known:
             smaller = cut(self.channels, plan, runtime.evaluate)
-            if effort == "full":
+            if effort == "full" and self.repair != "none":
                 self.repaired(plan, smaller)
-            elif effort == "quick":
-                made = smaller if self.repair == "none" else repaired(self._few, plan, smaller, self.repair)
-                self._known[key] = self.judge.judge(made).error
             else:
-                made = smaller if self.repair == "none" else stand_in(self.statistics, plan, smaller)
-                self._known[key] = self._probe_judge.judge(made).error
+                judge = self._probe_judge if effort == "probe" else self.judge
+                self._known[key] = judge.judge(self._quickly_repaired(plan, smaller, effort)).error
         return self._known[key]
+
+    def _quickly_repaired(self, plan: Plan, smaller: ModelProto, effort: Effort) -> ModelProto:
+        if self.repair == "none":
+            return smaller
+        if effort == "probe":
+            return stand_in(self.statistics, plan, smaller)
+        return repaired(self._few, plan, smaller, self.repair)
 
     def repaired(self, plan: Plan, smaller: ModelProto, progress: Progress | None = None) -> ModelProto:
         """Repair a cut model with all calibration samples.
@@ -101,6 +105,8 @@ class Candidates:
         Returns:
             The repaired model; the cut model itself where the repair answers worse on samples that it has not seen.
         """
+        if self.repair == "none":
+            return smaller
         name = digest(plan)
         if name not in self._held:
             while len(self._held) >= HELD:
@@ -110,10 +116,8 @@ class Candidates:
         return smaller if found is None else found
 
     def _repaired(self, plan: Plan, smaller: ModelProto, progress: Progress | None) -> ModelProto | None:
-        before, after, result = self.judge.judge(smaller).error, np.inf, None
-        if self.repair != "none":
-            result = repaired(self.original, plan, smaller, self.repair, progress)
-            after = self.judge.judge(result).error
+        result = repaired(self.original, plan, smaller, self.repair, progress)
+        before, after = self.judge.judge(smaller).error, self.judge.judge(result).error
         self._known[digest(plan), "full"] = min(before, after)
         return result if after <= before else None
 
@@ -139,11 +143,15 @@ class Candidates:
         few = self._first(self._parts.search, PROBE_SAMPLES, PROBE_MACS)
         return judge_on(self.channels, few, self._label_offset, self._threads)
 
+    @cached_property
+    def _macs(self) -> float:
+        """Multiply-accumulates of the original for one sample."""
+        return float(Costs(self.channels).of([group.width for group in self.channels.groups])["macs"][0])
+
     def _first(self, data: Data, samples: int, macs: float) -> Data:
         """Take the first samples; however much they cost, some are needed."""
-        each = float(Costs(self.channels).of([group.width for group in self.channels.groups])["macs"][0])
         fewest = max(FEWEST, self.channels.model.fixed_batch(data.inputs[0].name) or 1)
-        most = max(fewest, round(min(samples, macs / max(each, 1))))
+        most = max(fewest, round(min(samples, macs / max(self._macs, 1))))
         return data.take(np.arange(min(len(data), most))).loaded()
 
 

@@ -119,11 +119,11 @@ class Costs:
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
-        self._table = _AxisTable(channels)
+        self.table = _AxisTable(channels)
         macs = [(index, factors) for index in range(len(channels.model.graph.nodes)) for factors in self._macs(index)]
-        self._macs_nodes = [index for index, _ in macs]
+        self.macs_nodes = [index for index, _ in macs]
         self._macs_factors = [factors for _, factors in macs]
-        self._macs_sum = Sum(self._table, [(1, factors) for factors in self._macs_factors])
+        self.macs_sum = Sum(self.table, [(1, factors) for factors in self._macs_factors])
         self._set_up_params()
         self._set_up_activations()
 
@@ -137,28 +137,28 @@ class Costs:
             Per metric an array (plans,).
         """
         table = np.atleast_2d(np.asarray(counts, np.float64))
-        rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self._table.one))
+        rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self.table.one))
         parts = [self._of_rows(table[start : start + rows]) for start in range(0, len(table), rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 
     def _of_rows(self, counts: Floats) -> dict[str, Floats]:
-        sizes = self._table.sizes(counts)
-        params = self._param_sum.terms(sizes)
+        sizes = self.table.sizes(counts)
+        params = self.param_sum.terms(sizes)
         alive = np.cumsum(self._activation_sum.terms(sizes) @ self._steps, axis=1)
         return {
-            "macs": self._macs_sum.terms(sizes).sum(axis=1),
-            "params": params @ self._is_param,
+            "macs": self.macs_sum.terms(sizes).sum(axis=1),
+            "params": params @ self.is_param,
             "file_bytes": self._other_bytes + params @ self._bytes_each,
             "activation_bytes": alive.max(axis=1, initial=0),
         }
 
     def per_node(self) -> list[NodeMacs]:
         """List the nodes that multiply and accumulate, uncut, with what holds their output channels."""
-        full = self._macs_sum.terms(self._table.sizes(np.asarray([[g.width for g in self.channels.groups]], float)))[0]
+        full = self.macs_sum.terms(self.table.sizes(np.asarray([[g.width for g in self.channels.groups]], float)))[0]
         found: dict[int, NodeMacs] = {}
-        for index, factors, macs in zip(self._macs_nodes, self._macs_factors, full, strict=True):
+        for index, factors, macs in zip(self.macs_nodes, self._macs_factors, full, strict=True):
             before = found.get(index)
-            is_free = any(self._table.column(axes, axis) >= 0 for axes, axis in factors)
+            is_free = any(self.table.column(axes, axis) >= 0 for axes, axis in factors)
             out, axis = factors[0]
             reason = self.channels.reason_of[out[axis]]
             held = int(reason.max(initial=-1)) if (reason >= 0).all() else -1
@@ -215,8 +215,8 @@ class Costs:
             total = numbers(tensor.dims)
             bytes_each.append(byte_size(tensor) / total if total else 0.0)
             changing_bytes += byte_size(tensor)
-        self._param_sum = Sum(self._table, terms)
-        self._is_param = np.asarray(is_param)
+        self.param_sum = Sum(self.table, terms)
+        self.is_param = np.asarray(is_param)
         self._bytes_each = np.asarray(bytes_each)
         self._other_bytes = _file_bytes(self.channels) - changing_bytes
 
@@ -235,7 +235,7 @@ class Costs:
             last[tensor.name] = max(len(nodes) - 1, 0)
         known = [(name, axes) for name in first if (axes := self.channels.axes.get(name)) is not None]
         self._activation_sum = Sum(
-            self._table,
+            self.table,
             [(item_size(model.types.get(name, 1)), [(a, i) for i in range(len(a))]) for name, a in known],
         )
         rows = np.repeat(np.arange(len(known)), 2)

@@ -207,8 +207,8 @@ def _search(
         samples = None if prepared.parts is None else prepared.parts.calibration
         evidence = Evidence(prepared.lossless.channels, settings.seed, statistics, samples, progress)
         worth = importance(evidence, settings.criterion)
-    if run.known():
-        progress.say(run.known())
+    if known := run.known():
+        progress.say(known)
     with _judging(prepared, finish, run) as journal:
         with clock.stage("search"):
             targets, allows = None, None

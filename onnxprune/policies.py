@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
+from onnxprune.outputs import check_outputs
 from onnxprune.prepare import Source, prepare
 from onnxprune.problem import FINE, Problem, parse_target
 from onnxprune.progress import Progress, Quiet
@@ -134,10 +135,8 @@ def _check(
         raise InputError(
             f"--rounds {settings.rounds}, --rate {settings.rate:g}: give at least one round, a rate below 1"
         )
-    if not out.parent.is_dir():
-        raise InputError(f"the folder {out.parent} does not exist; create it or choose another -o")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; choose another -o or overwrite it with --force")
+    for model in models:
+        check_outputs(model, out, force, kinds=())
 
 
 def _episodes(source: Source, shares: Sequence[float], progress: Progress) -> dict[str, Episodes]:
@@ -165,10 +164,7 @@ def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, p
     order = np.random.default_rng((settings.seed, number)).permutation(len(learners))
     for done, at in enumerate(order):
         learner = learners[at]
-        steps, ends = learner.play(learner.how.together)
-        rewards = learner.episodes.rewards([learner.episodes.plan_of(end.counts) for end in ends])
-        learner.learn(steps, ends, rewards)
-        gained.append(float(rewards.mean()))
+        gained.append(float(learner.practise(learner.how.together).mean()))
         progress.step(number * len(learners) + done + 1, settings.rounds * len(learners))
     progress.say(f"round {number + 1} of {settings.rounds}: episodes gain {np.mean(gained):+.3f}")
     return float(np.mean(gained))
@@ -176,5 +172,4 @@ def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, p
 
 def _own_gain(learner: Learner) -> float:
     """Give what the most likely actions gain."""
-    _, (end,) = learner.play(1, is_drawn=False)
-    return float(learner.episodes.rewards([learner.episodes.plan_of(end.counts)])[0])
+    return float(learner.episodes.rewards([learner.own_plan()])[0])

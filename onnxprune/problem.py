@@ -326,7 +326,10 @@ class Problem:
 
     def best(self, count: int) -> list[Plan]:
         """Give the plans with the best scores so far, best first, of those that meet the targets."""
-        fitting = [found for found in self.visited.values() if self.meets(found[0].counts)[0]]
+        if not self.visited:
+            return []
+        fits = self.meets(np.stack([plan.counts for plan, _ in self.visited.values()]))
+        fitting = [found for found, fit in zip(self.visited.values(), fits, strict=True) if fit]
         return [plan for plan, _ in sorted(fitting, key=lambda found: -found[1])[:count]]
 
     def score(self, plan: Plan) -> float:

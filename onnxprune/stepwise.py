@@ -108,7 +108,8 @@ class Stepwise:
             InputError: what went cannot be told as one plan.
             VerifyError: the result is not what it must be; nothing is written.
         """
-        attempt, finish, settings = self._attempt(files), Finish(self.prepared, self.progress), self.source.settings
+        told, settings = [_told(file) for file in files], self.source.settings
+        attempt, finish = self._attempt(files, told), Finish(self.prepared, self.progress)
         steps = [_inside(models.read_file(file), file.parent) for file in files]
         trained = steps[-1]
         _check_same_structure(attempt.result, trained)
@@ -120,7 +121,6 @@ class Stepwise:
         with self.clock.stage("evaluate"):
             report.add_stages(finish.stages_of(attempt.result, steps))
         report.data = finish.used()
-        told = [_told(file) for file in files]
         report.search = {"steps": [asdict(step.search) for step in told]}
         report.notes += [f"step {n}: {note}" for n, step in enumerate(told, start=1) for note in early_end(step.search)]
         with self.clock.stage("write"):
@@ -128,10 +128,10 @@ class Stepwise:
             write_results(self.source.path, self.out, attempt, trained, report)
         return report
 
-    def _attempt(self, files: Sequence[Path]) -> Attempt:
+    def _attempt(self, files: Sequence[Path], told: Sequence[_Told]) -> Attempt:
         channels = self.prepared.original
         try:
-            plan = composed(channels, [_told(file).removed for file in files])
+            plan = composed(channels, [step.removed for step in told])
         except (IndexError, ValueError) as error:
             raise InputError(f"a plan in {files[0].parent.parent} is damaged; remove the folder") from error
         with self.clock.stage("cut and time"):

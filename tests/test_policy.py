@@ -241,9 +241,9 @@ def played(problem: Problem, seed: int, rate: float) -> float:
         learner = Learner(fresh(), episodes, Learning(rate=rate, own_rate=30 * rate), generator)
         for _ in range(10):
             steps, ends = learner.play(8)
-            learner.learn(steps, ends, episodes.rewards([episodes.plan_of(end.counts) for end in ends]))
+            learner.learn(steps, ends, episodes.rewards([problem.plan(end.counts) for end in ends]))
         _, (end,) = learner.play(1, is_drawn=False)
-    return float(episodes.rewards([episodes.plan_of(end.counts)])[0])
+    return float(episodes.rewards([problem.plan(end.counts)])[0])
 
 
 @pytest.mark.parametrize("seed", [1, 2])

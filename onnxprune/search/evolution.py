@@ -9,7 +9,7 @@ import numpy as np
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
 from onnxprune.search import Progress, SearchSettings
-from onnxprune.search.gnn_rl import warm_start
+from onnxprune.search.greedy import warm_start
 from onnxprune.search.policy.space import Space
 
 TOGETHER = 8  # plans that are judged together

@@ -20,6 +20,7 @@ from onnxprune.search import Progress, SearchSettings
 PROBE = 0.5  # of a group that is cut to measure what its errors mean for the answers
 POWERS = (0.5, 1.0)  # how far these measures are trusted
 WAYS = 2 + len(POWERS)  # plans that are judged in the end
+WARM = 0.5  # of the budget that the plan which another search starts from may take
 TOGETHER = 8  # plans that are judged together, by as many workers as there are
 
 
@@ -46,6 +47,24 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     scores = problem.scores(plans)
     progress(min(total, settings.budget), min(total, settings.budget))
     return plans[int(np.argmax(scores))]
+
+
+def warm_start(problem: Problem, settings: SearchSettings, progress: Progress) -> tuple[Counts, int]:
+    """Find the plan to start from with part of the budget; returns it, and how many plans were judged for it."""
+    used = 0
+
+    def told(done: int, total: int) -> None:
+        nonlocal used
+        used = done
+        progress(done, settings.budget)
+
+    allowed = max(WAYS, int(WARM * settings.budget))
+    asked = SearchSettings(min(allowed, settings.budget), settings.seed, settings.stop)
+    plan = search(problem, asked, told)
+    if not problem.visited:  # without data nothing had to be judged so far
+        problem.score(plan)
+        used = 1
+    return plan.counts, used
 
 
 def sensitivities(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from onnxprune.errors import InputError
+from onnxprune.files import aside
 
 FORMAT = "onnxprune.training/1"
 LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
@@ -20,7 +17,7 @@ LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
 
 def save(folder: Path, name: str, state: dict[str, Any]) -> None:
     """Write a state so that no reader ever sees half of it."""
-    with _aside(folder / name) as draft:
+    with aside(folder / name) as draft:
         torch.save({"format": FORMAT, **state}, draft)
 
 
@@ -57,14 +54,5 @@ def open_board(folder: Path, epoch: int) -> Any:
 
 def log(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write what happened in each epoch, a line of JSON each."""
-    with _aside(folder / LOG) as draft:
+    with aside(folder / LOG) as draft:
         draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Give a file to write that takes its place once it is whole."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        draft = Path(scratch) / path.name
-        yield draft
-        os.replace(draft, path)

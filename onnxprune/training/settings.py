@@ -11,12 +11,6 @@ from onnxprune.training.augment import AUGMENTS
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 NORMS = ("insert", "keep")
-NOTHING_BETTER = (
-    "no epoch answers the samples held out better than the model did before training, so its weights are as they were. "
-    "Samples that the model was trained on before cannot tell, since it knows them by heart: {} takes the last epoch"
-)
-"""Said where training seems to have brought nothing; with the options that change it."""
-
 RATES = {("sgd", True): 0.05, ("sgd", False): 0.005, ("adamw", True): 1e-3, ("adamw", False): 2e-4}
 """Learning rates by optimizer and by whether the network normalises: without that, larger steps diverge."""
 

@@ -29,6 +29,11 @@ Item = TypeVar("Item")
 Weights = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
 
+NOTHING_BETTER = (
+    "no epoch answers the samples held out better than the model did before training, so its weights are as they were. "
+    "Samples that the model was trained on before cannot tell, since it knows them by heart: {} takes the last epoch"
+)
+
 EVALUATED = 256  # samples of the hold-out that run together
 CHECKED = 50  # steps between looks at whether the loss is finite; all processes look together
 
@@ -73,6 +78,11 @@ class Result:
     rows: list[dict[str, Any]]
     chosen: int
     stopped: str
+
+    def notes(self, options: str) -> list[str]:
+        """Say what the user should know, with the options that would take another epoch."""
+        notes = [self.stopped] if self.stopped else []
+        return notes + ([NOTHING_BETTER.format(options)] if not self.chosen and len(self.rows) > 1 else [])
 
 
 class Trainer:

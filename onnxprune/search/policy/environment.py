@@ -103,10 +103,6 @@ class Episodes:
         scores = np.asarray(self.problem.scores(plans))
         return -scores if self.problem.judging is not None else 1 - scores
 
-    def plan_of(self, counts: Counts) -> Plan:
-        """Choose the channels of a state that is the last of its episode."""
-        return self.problem.plan(counts)
-
 
 class PruningEnv(gymnasium.Env[dict[str, Any], Floats]):
     """One episode at a time, behind the interface of Gymnasium.
@@ -142,7 +138,7 @@ class PruningEnv(gymnasium.Env[dict[str, Any], Floats]):
         self.state = self.episodes.after(self.state, np.asarray(action, np.float64))
         if self.state.step < self.episodes.length:
             return self._observed(), 0.0, False, False, {}
-        plan = self.episodes.plan_of(self.state.counts)
+        plan = self.episodes.problem.plan(self.state.counts)
         return self._observed(), float(self.episodes.rewards([plan])[0]), True, False, {"counts": plan.counts}
 
     def _observed(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnxprune.plan import Plan
 from onnxprune.problem import Floats
 from onnxprune.search.policy.agent import Agent, Shape
 from onnxprune.search.policy.credit import Credit
@@ -115,6 +116,18 @@ class Learner:
             actions = torch.tanh(steps[-1].raw).double().numpy().reshape(number, -1)
             states = [self.episodes.after(state, action) for state, action in zip(states, actions, strict=True)]
         return steps, states
+
+    def own_plan(self) -> Plan:
+        """Give the plan that the most likely actions lead to; nothing is judged."""
+        _, (end,) = self.play(1, is_drawn=False)
+        return self.episodes.problem.plan(end.counts)
+
+    def practise(self, number: int) -> Floats:
+        """Play some episodes, let their plans be judged and learn from that; returns their rewards."""
+        steps, ends = self.play(number)
+        rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
+        self.learn(steps, ends, rewards)
+        return rewards
 
     def _act(self, states: Sequence[State], is_drawn: bool) -> Step:
         levels = batch([self.episodes.graph(state) for state in states])

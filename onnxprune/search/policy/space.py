@@ -34,7 +34,7 @@ class Space:
         self._prices = [self._log_prices(group) for group in range(len(start))]
         ends = [(prices[0], prices[-1]) for prices in self._prices if len(prices)]
         self._range = max((high for high, _ in ends), default=0.0), min((low for _, low in ends), default=0.0)
-        self._whole = {t.metric: float(problem.costs.of(problem.most)[t.metric][0]) for t in problem.targets}
+        self._whole = {name: float(values[0]) for name, values in problem.costs.of(problem.most).items()}
 
     def _log_prices(self, group: int) -> Floats:
         """Give the prices of the channels that may go, dearest first; the threshold that gives the start is 0."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from onnxprune.errors import InputError
+from onnxprune.files import aside
 from onnxprune.search.policy.agent import Agent, Shape
 from onnxprune.search.policy.environment import CONTEXT
 from onnxprune.stages import FEATURES
@@ -30,11 +29,9 @@ def save(agent: Agent, path: Path, notes: Mapping[str, Any]) -> None:
         notes: how it was trained, for people.
     """
     told = {"format": FORMAT, "shape": asdict(agent.shape), "features": _features(), "notes": dict(notes)}
-    with tempfile.TemporaryDirectory(prefix=".policy-", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        tensors = {name: values.contiguous() for name, values in agent.state_dict().items()}
+    tensors = {name: values.contiguous() for name, values in agent.state_dict().items()}
+    with aside(path) as draft:
         save_file(tensors, draft, {name: json.dumps(value) for name, value in told.items()})
-        os.replace(draft, path)
 
 
 def load(path: Path) -> tuple[Agent, dict[str, Any]]:
