@@ -2,6 +2,10 @@
 
 Exporters fold it, and without it a network bears far smaller steps. What is put in starts with the mean and variance
 that calibration samples show, and with the scale and shift that undo them: the function stays what it was.
+
+Behind a normalisation the length of a filter changes nothing but how far a step turns it, and folding leaves lengths
+that no learning rate was made for. So each filter is brought to the length that it has where training from scratch
+begins (He et al., arXiv 1502.01852).
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
+LENGTH = 2.0**0.5  # of a filter of any size: the variance of He's weights is 2 for each number of inputs
 PARAMETERS = ("scale", "shift", "mean", "variance")
 
 
@@ -98,20 +103,31 @@ def insert(proto: ModelProto, folder: Path, norms: Iterable[Norm], feeds: Iterab
     result.CopyFrom(proto)
     result.ir_version = max(result.ir_version, 4)  # older files list their initializers as inputs too
     behind = {norm.node: norm for norm in norms}
+    lengthened = dict[str, Floats]()
     del result.graph.node[:]
     for index, node in enumerate(proto.graph.node):
         result.graph.node.append(node)
         if index in behind:
-            _put_behind(result, behind[index], moments[behind[index].output], read(stored[behind[index].bias], folder))
+            norm = behind[index]
+            weight, bias = (read(stored[name], folder) for name in (norm.weight, norm.bias))
+            gain = _lengthening(weight, node)
+            _put_behind(result, norm, moments[norm.output], bias, gain)
+            lengthened[norm.weight] = weight * _by_output(gain, weight, node)
+    for name, tensor in writable(result).items():
+        if name in lengthened:
+            write(tensor, lengthened[name], folder)
     return result
 
 
-def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], bias: Array) -> None:
+def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], bias: Array, gain: Floats) -> None:
+    """Put a BatchNormalization behind the last node, whose filters are multiplied by `gain` meanwhile."""
     convolution: NodeProto = result.graph.node[-1]
     convolution.output[0] = norm.inner
     del convolution.input[2:]
     mean, variance = moments
-    values = {"scale": np.sqrt(variance + EPSILON), "shift": mean, "mean": mean - bias, "variance": variance}
+    variance = variance * gain**2
+    scale = np.sqrt(variance + EPSILON) / gain
+    values = {"scale": scale, "shift": mean, "mean": (mean - bias) * gain, "variance": variance}
     names = [norm.parameter(kind) for kind in PARAMETERS]
     result.graph.initializer.extend(
         numpy_helper.from_array(values[kind].astype(bias.dtype), name)
@@ -120,6 +136,17 @@ def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], 
     result.graph.node.append(
         helper.make_node("BatchNormalization", [norm.inner, *names], [norm.output], epsilon=EPSILON, momentum=MOMENTUM)
     )
+
+
+def _lengthening(weight: Array, node: NodeProto) -> Floats:
+    """Give for each filter what brings it to its length; one of zeros stays as it is."""
+    squares = np.square(weight, dtype=np.float64)
+    if node.op_type == "Conv":
+        sums = squares.reshape(len(weight), -1).sum(axis=1)
+    else:  # (inputs, outputs of a group, ...)
+        groups = _groups(node)
+        sums = squares.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(axis=(1, 3)).reshape(-1)
+    return np.asarray(LENGTH / np.sqrt(np.where(sums > 0, sums, LENGTH**2)))
 
 
 def fold(trained: ModelProto, original: ModelProto, folder: Path, norms: Iterable[Norm]) -> ModelProto:
@@ -151,9 +178,13 @@ def _by_output(gain: Floats, weight: Array, node: NodeProto) -> Array:
     """Shape a number per output channel so that it multiplies a weight."""
     if node.op_type == "Conv":
         return gain.reshape(-1, *[1] * (weight.ndim - 1))
-    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    groups = _groups(node)
     rows = np.repeat(gain.reshape(groups, -1), weight.shape[0] // groups, axis=0)  # (inputs, outputs of a group)
     return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
+
+
+def _groups(node: NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def _moments(

@@ -79,14 +79,32 @@ def test_it_starts_with_the_mean_and_variance_of_all_samples_together() -> None:
     model = net()
     norms = found(model)
     with_norms = insert(model, Path(), norms, feeds())
-    session = runtime.open_with(model, ["conv2.out"], Path())
-    values = np.concatenate([session.run(feed, ["conv2.out"])[0] for feed in feeds()])
+    inner = norms[1].inner
+    session = runtime.open_with(with_norms, [inner, norms[1].output], Path())
+    values = np.concatenate([session.run(feed, [inner])[0] for feed in feeds()])
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in with_norms.graph.initializer}
-    scale, shift, mean, variance = (stored[norms[1].parameter(kind)] for kind in PARAMETERS)
-    np.testing.assert_allclose(variance, values.var(axis=(0, 2, 3)), rtol=1e-4)
-    np.testing.assert_allclose(shift, values.mean(axis=(0, 2, 3)), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(mean, shift - stored["conv2.bias"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scale, np.sqrt(variance + 1e-5), rtol=1e-5)
+    _, shift, mean, variance = (stored[norms[1].parameter(kind)] for kind in PARAMETERS)
+    np.testing.assert_allclose(variance, values.var(axis=(0, 2, 3)), rtol=1e-3)
+    np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3)), rtol=1e-3, atol=1e-5)
+    before = runtime.open_with(model, ["conv2.out"], Path())
+    answered = np.concatenate([before.run(feed, ["conv2.out"])[0] for feed in feeds()])
+    np.testing.assert_allclose(shift, answered.mean(axis=(0, 2, 3)), rtol=1e-3, atol=1e-5)
+
+
+def test_every_filter_gets_the_length_of_its_first_draw_and_one_of_zeros_stays() -> None:
+    model = net()
+    stored = writable(model)
+    weight = onnx.numpy_helper.to_array(stored["conv2.weight"]).copy()
+    weight[3] = 0
+    write(stored["conv2.weight"], weight, Path())
+    norms = found(model)
+    with_norms = insert(model, Path(), norms, feeds())
+    weights = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in writable(with_norms).items()}
+    lengths = np.linalg.norm(weights["conv2.weight"].reshape(12, -1), axis=1)
+    np.testing.assert_allclose(lengths, [2**0.5 if row != 3 else 0 for row in range(12)], rtol=1e-5)
+    halves = weights["up.weight"].reshape(2, 6, 5, 4)  # groups, inputs, outputs of a group, kernel
+    np.testing.assert_allclose(np.sqrt(np.square(halves).sum(axis=(1, 3))), 2**0.5, rtol=1e-5)
+    np.testing.assert_allclose(answers(with_norms), answers(model), rtol=1e-4, atol=1e-5)
 
 
 def without_bias(model: ModelProto) -> None:
