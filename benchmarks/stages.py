@@ -1,8 +1,10 @@
-"""How long does the multi-stage graph take, to build once and to draw at some widths?
+"""How long does the multi-stage graph take, to build once and to draw at some widths, and a step of the policy?
 
 python benchmarks/stages.py [NAME ...]         networks of the zoo, milliseconds
 python benchmarks/stages.py --chain            chains of 2,000 and 4,000 nodes, and their ratio
 python benchmarks/stages.py MODEL.onnx         a file
+
+A step: the network as shrunk so far is drawn and embedded, every group gets an action, and the network is shrunk.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ from onnx import ModelProto
 from onnxprune import model, models, runtime
 from onnxprune.channels import Channels, find_channels
 from onnxprune.metrics import Costs
+from onnxprune.problem import Problem, parse_target
+from onnxprune.search.gnn_rl import LENGTH
+from onnxprune.search.greedy import descend
+from onnxprune.search.policy.environment import Episodes, State
+from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
 from onnxprune.stages import Stages
 
 NAMES = ("cifar_resnet56", "resnet50", "mobilenet_v2")
@@ -56,13 +63,33 @@ def measure(name: str, channels: Channels) -> tuple[float, float]:
     build = best(lambda: Stages(channels, costs))
     stages = Stages(channels, costs)
     draw = best(lambda: stages.at(counts))
+    act = best(stepping(channels, costs))
     motifs, cut = stages.at()[1].count, stages.at(counts)[1].count
     print(
         f"| {name} | {len(stages.blocks.operations)} operations, {stages.blocks.count} blocks, {motifs} motifs "
-        f"({cut} as cut), {len(widths)} groups | build {build:.1f} ms | at {draw:.2f} ms |",
+        f"({cut} as cut), {len(widths)} groups | build {build:.1f} ms | at {draw:.2f} ms "
+        f"| step {act:.1f} ms |",
         flush=True,
     )
     return build, draw
+
+
+def stepping(channels: Channels, costs: Costs) -> Callable[[], object]:
+    """Give one step of the policy, from the whole network towards half of it."""
+    target = parse_target("macs", "0.5", float(costs.of([group.width for group in channels.groups])["macs"][0]))
+    worth = [np.geomspace(1, 0.1, group.width) for group in channels.groups]
+    problem = Problem(channels, costs, [target], worth)
+    episodes = Episodes(problem, descend(problem, np.ones(len(worth))), LENGTH)
+    with seeded(0) as generator:
+        learner = Learner(fresh(), episodes, Learning(), generator)
+    first = episodes.begin()
+
+    def step() -> State:
+        with seeded(0):
+            (after,) = learner.moved([first], learner.act([first]))
+        return after
+
+    return step
 
 
 def best(work: Callable[[], object]) -> float:

@@ -193,15 +193,6 @@ def test_one_agent_serves_networks_of_any_number_of_groups() -> None:
 # ------------------------------------------------------------------------------------------------------ learning
 
 
-def test_credit_finds_what_each_group_earned() -> None:
-    rng = np.random.default_rng(0)
-    slopes, credit = rng.normal(0, 1, 6), Credit(6)
-    for _ in range(12):
-        x = rng.normal(0, 0.5, (8, 6))
-        credit.add(x, x @ slopes + rng.normal(0, 0.05, 8) + 3)
-    np.testing.assert_allclose(credit.slopes, slopes / 2, atol=0.1)  # half of it is left to doubt
-
-
 def test_advantages_look_back_from_the_end_of_an_episode() -> None:
     problem = problem_of(CHANNELS[convs], judging=Judged(), macs=0.5)
     episodes = Episodes(problem, start_of(problem), 3)
@@ -209,7 +200,7 @@ def test_advantages_look_back_from_the_end_of_an_episode() -> None:
         learner = Learner(fresh(), episodes, Learning(discount=0.9, trace=0.8), generator)
         steps, _ = learner.play(2)
     found, returns = learner._advantages(steps, torch.tensor([1.0, -2.0]))
-    value = torch.stack([step.value for step in steps])
+    value = torch.stack([step.said.value for step in steps])
     for episode, reward in enumerate((1.0, -2.0)):
         wrong = [0.9 * value[t + 1, episode] - value[t, episode] for t in range(2)] + [reward - value[2, episode]]
         expected = [sum((0.9 * 0.8) ** (u - t) * wrong[u] for u in range(t, 3)) for t in range(3)]
@@ -242,8 +233,37 @@ def played(problem: Problem, seed: int, rate: float) -> float:
         for _ in range(10):
             steps, ends = learner.play(8)
             learner.learn(steps, ends, episodes.rewards([problem.plan(end.counts) for end in ends]))
-        _, (end,) = learner.play(1, is_drawn=False)
-    return float(episodes.rewards([problem.plan(end.counts)])[0])
+        return float(episodes.rewards([learner.own_plan()])[0])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_credit_finds_what_each_group_matters_and_the_plan_that_follows(seed: int) -> None:
+    problem, best = hard(seed)
+    space, rng = Space(problem, start_of(problem)), np.random.default_rng(0)
+    credit = Credit(space)
+    assert isinstance(problem.judging, Judged)
+    error = problem.judging.error
+
+    def rewards(plans: list[Array]) -> Array:
+        return np.asarray([np.log(error(problem.plan(space.start)) / error(problem.plan(plan))) for plan in plans])
+
+    np.testing.assert_allclose(credit.targets(space.start), 0, atol=1e-9)  # nothing is known yet: stay there
+    for _ in range(6):
+        plans = [space.counts(rng.normal(0, 0.5, len(space.start))) for _ in range(8)]
+        credit.add(plans, rewards(plans))
+    others = [space.counts(rng.normal(0, 0.5, len(space.start))) for _ in range(20)]
+    missed = credit.expected(np.stack(others)) - rewards(others)
+    assert np.square(missed).mean() < 0.1 * rewards(others).var()
+    assert rewards([space.counts(credit.targets(space.start))])[0] > 0.7 * best
+
+
+def test_a_state_is_judged_once_though_it_is_tried_in_thought() -> None:
+    problem, _ = hard(1)
+    with seeded(0) as generator:
+        learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(thoughts=64), generator)
+        learner.practise(4)
+    assert isinstance(problem.judging, Judged)
+    assert len(problem.judging.full) == 5  # those and the plan to start from
 
 
 @pytest.mark.parametrize("seed", [1, 2])

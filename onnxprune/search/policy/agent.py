@@ -34,7 +34,7 @@ class Shape:
     context: int
     width: int = 48
     rounds: tuple[int, ...] = (1, 2, 3)
-    spread: float = 0.4
+    spread: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,83 @@
-"""Which group earned what of a reward: the slopes of all rewards so far over the corrections that led to them.
+"""Which group earned what of a reward: a model of how the errors of groups add up, fitted to all rewards so far.
 
-A reward belongs to a whole plan, and in a network of many groups says little of each. Errors of groups nearly add up,
-so a linear fit over every episode that was played tells them apart with far fewer episodes than a policy gradient does.
+A reward belongs to a whole plan, and in a network of many groups says little of each. But much is known before: a group's
+error grows as what the criterion says of the channels that it loses, and errors nearly add up. What is left to learn is
+one number for each group, how much more its errors matter than it seems, and few plans tell that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from scipy.optimize import least_squares
 
-from onnxprune.problem import Floats
+from onnxprune.problem import Counts, Floats
+from onnxprune.search.policy.space import Space
 
-RIDGE = 1.0  # of the mean variance of corrections
+TRUST = 0.1  # in the start: what a unit of logarithm away from its weights is worth, in units of rewards
+POWER, POWER_TRUST = 1.2, 2.0  # what the sum of errors is raised to, and how far that is trusted
+FLOOR = 1e-9  # of the errors of the plan to start from
 
 
 class Credit:
-    """A linear fit of rewards to corrections, over all episodes.
+    """A model of rewards: ``reward = constant - power * log(sum of weight * error lost in each group)``.
 
     Args:
-        groups: number of them.
+        space: what plans mean.
+
+    Attributes:
+        weights: (groups,) logarithms of how much more the errors of each group matter than it seems; before anything
+            is known, those for which the plan to start from is the best.
     """
 
-    def __init__(self, groups: int) -> None:
-        self._corrections, self._rewards = np.empty((0, groups)), np.empty(0)
-        self.slopes: Floats = np.zeros(groups)
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        groups = len(space.start)
+        self._scale = np.exp(space.weights) / max(
+            float(space.lost(space.start[None])[0] @ np.exp(space.weights)), 1e-300
+        )
+        self._lost, self._rewards = np.empty((0, groups)), np.empty(0)
+        self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])
 
-    def add(self, corrections: Floats, rewards: Floats) -> None:
-        """Take more episodes into the fit: (episodes, groups) and (episodes,)."""
-        self._corrections = np.concatenate([self._corrections, corrections])
+    @property
+    def is_known(self) -> bool:
+        """Whether there were episodes at all."""
+        return len(self._rewards) > 0
+
+    @property
+    def weights(self) -> Floats:
+        """Logarithms of how much more the errors of each group matter than it seems."""
+        return np.asarray(self._space.weights + self._found[:-2])
+
+    def add(self, plans: Sequence[Counts], rewards: Floats) -> None:
+        """Take more episodes into the fit: the channels per group that each came to, and its reward."""
+        self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)) * self._scale])
         self._rewards = np.concatenate([self._rewards, rewards])
-        x, y = self._corrections - self._corrections.mean(axis=0), self._rewards - self._rewards.mean()
-        covariance = x.T @ x / len(x)
-        ridge = RIDGE * max(float(covariance.trace()) / len(covariance), 1e-12)
-        self.slopes = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), x.T @ y / len(x))
+        self._found = least_squares(self._wrong, self._found, self._slopes, method="trf", max_nfev=50).x
+
+    def expected(self, plans: Counts) -> Floats:
+        """Give the rewards of plans (plans, groups)."""
+        return self._expected(self._space.lost(plans) * self._scale, self._found)
+
+    def _expected(self, lost: Floats, unknowns: Floats) -> Floats:
+        *_, constant, power = unknowns
+        return np.asarray(constant - np.exp(power) * np.log(lost @ np.exp(unknowns[:-2]) + FLOOR))
+
+    def _wrong(self, unknowns: Floats) -> Floats:
+        doubts = np.append(unknowns[:-2], POWER_TRUST * (unknowns[-1] - np.log(POWER)))
+        return np.concatenate([self._expected(self._lost, unknowns) - self._rewards, TRUST * doubts])
+
+    def _slopes(self, unknowns: Floats) -> Floats:
+        groups = len(unknowns) - 2
+        parts, power = self._lost * np.exp(unknowns[:-2]), np.exp(unknowns[-1])
+        total = parts.sum(axis=1, keepdims=True) + FLOOR
+        of_rewards = np.hstack([-power * parts / total, np.ones_like(total), -power * np.log(total)])
+        of_doubts = np.zeros((groups + 1, groups + 2))
+        np.fill_diagonal(of_doubts, TRUST)
+        of_doubts[-1, -2:] = 0.0, TRUST * POWER_TRUST
+        return np.vstack([of_rewards, of_doubts])
+
+    def targets(self, counts: Counts) -> Floats:
+        """Give the corrections (groups,) that would be best by the model, from what channels save in some plan."""
+        return self._space.corrections(self.weights, counts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Floats
-from onnxprune.search.policy.agent import Agent, Shape
+from onnxprune.search.policy.agent import Agent, Output, Shape
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import Level, batch, side_by_side
 from onnxprune.search.policy.environment import CONTEXT, Episodes, State
@@ -34,6 +34,7 @@ class Learning:
         value: weight of the critic's error.
         entropy: weight of the spread of actions.
         norm: most that the norm of all gradients may be.
+        thoughts: further actions that are tried in each state, by the model of `Credit` alone.
     """
 
     together: int = 8
@@ -46,6 +47,7 @@ class Learning:
     value: float = 0.5
     entropy: float = 1e-3
     norm: float = 1.0
+    thoughts: int = 16
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,16 @@ class Step:
     Attributes:
         levels: graphs of the states.
         context: (episodes, numbers).
+        before: (episodes, groups) corrections so far.
+        said: by the agent.
         raw: (groups of all episodes,) actions before they are squashed.
-        log_prob: of these, when they were drawn.
-        value: (episodes,) what the critic expected.
     """
 
     levels: Sequence[Level]
     context: Tensor
+    before: Tensor
+    said: Output
     raw: Tensor
-    log_prob: Tensor
-    value: Tensor
 
 
 def fresh() -> Agent:
@@ -100,66 +102,93 @@ class Learner:
     ) -> None:
         self.agent, self.episodes, self.how, self._generator = agent, episodes, how, generator
         self.own = torch.zeros(episodes.groups, requires_grad=optimizer is None)
-        self._credit = Credit(episodes.groups)
+        self._credit = Credit(episodes.space)
         self._optimizer = optimizer or optimizer_of(agent, how, [self.own])
 
-    def play(self, number: int, *, is_drawn: bool = True) -> tuple[list[Step], list[State]]:
+    def play(self, number: int, *, likely: int = 0) -> tuple[list[Step], list[State]]:
         """Play some episodes up to their ends, without judging them.
 
         Args:
             number: of episodes.
-            is_drawn: whether actions are drawn; else each is the most likely one.
+            likely: in so many of them each action is the most likely one; in the others actions are drawn.
         """
         states, steps = [self.episodes.begin() for _ in range(number)], list[Step]()
         for _ in range(self.episodes.length):
-            steps.append(self._act(states, is_drawn))
-            actions = torch.tanh(steps[-1].raw).double().numpy().reshape(number, -1)
-            states = [self.episodes.after(state, action) for state, action in zip(states, actions, strict=True)]
+            steps.append(self.act(states, likely))
+            states = self.moved(states, steps[-1])
         return steps, states
+
+    def moved(self, states: Sequence[State], step: Step) -> list[State]:
+        """Give the states that actions lead to."""
+        actions = torch.tanh(step.raw).double().numpy().reshape(len(states), -1)
+        return [self.episodes.after(state, action) for state, action in zip(states, actions, strict=True)]
 
     def own_plan(self) -> Plan:
         """Give the plan that the most likely actions lead to; nothing is judged."""
-        _, (end,) = self.play(1, is_drawn=False)
-        return self.episodes.problem.plan(end.counts)
+        return self.episodes.problem.plan(self.play_likely().counts)
 
     def practise(self, number: int) -> Floats:
-        """Play some episodes, let their plans be judged and learn from that; returns their rewards."""
-        steps, ends = self.play(number)
+        """Play some episodes, let their plans be judged and learn from that; returns their rewards.
+
+        Once there is something learned, one of them is not drawn: where groups are many, what is drawn is nearly always
+        worse than what it is drawn around.
+        """
+        steps, ends = self.play(number, likely=int(self._credit.is_known))
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
         self.learn(steps, ends, rewards)
         return rewards
 
-    def _act(self, states: Sequence[State], is_drawn: bool) -> Step:
+    def act(self, states: Sequence[State], likely: int = 0) -> Step:
+        """Look at some states and act in each; in so many of them each action is the most likely one."""
         levels = batch([self.episodes.graph(state) for state in states])
         context = torch.from_numpy(np.stack([self.episodes.context(state) for state in states])).float()
         with torch.no_grad():
             said = self.agent(levels, context, self.own.repeat(len(states)))
-            noise = torch.randn(said.mean.shape, generator=self._generator) if is_drawn else torch.zeros(())
+            noise = torch.randn(said.mean.shape, generator=self._generator)
+            noise[: likely * self.episodes.groups] = 0
             raw = said.mean + said.spread * noise
-            return Step(levels, context, raw, said.log_prob(raw), said.value)
+            before = torch.from_numpy(np.stack([state.corrections for state in states])).float()
+            return Step(levels, context, before, said, raw)
 
     def learn(self, steps: Sequence[Step], ends: Sequence[State], rewards: Floats) -> None:
         """Learn from a batch of episodes, whose rewards came at their ends.
 
-        Each group answers for what its own corrections brought by the linear fit of `Credit`; what that does not
-        explain is shared by all.
+        Each group answers for what its own corrections brought by the model of `Credit`, which knows as well what
+        other actions would have brought; what it does not explain is shared by all.
         """
-        corrections = np.stack([state.corrections for state in ends])
-        self._credit.add(corrections, rewards)
-        slopes = torch.from_numpy(self._credit.slopes).float()
-        acted = torch.stack([torch.tanh(step.raw) for step in steps]).reshape(len(steps), len(ends), -1)
-        earned = slopes * self.episodes.largest * (acted - acted.mean(dim=1, keepdim=True))
-        given = torch.from_numpy(rewards).float()
-        shared, returns = self._advantages(steps, given - earned.sum(dim=(0, 2)))
-        advantages = earned + (shared - shared.mean()).unsqueeze(2) / self.episodes.groups
-        advantages = (advantages / (advantages.std() + 1e-8)).flatten()
+        self._credit.add([end.counts for end in ends], rewards)
+        explained = torch.from_numpy(self._credit.expected(np.stack([end.counts for end in ends]))).float()
+        shared, returns = self._advantages(steps, torch.from_numpy(rewards).float() - explained)
+        likely = self.play_likely()
+        wanted = torch.from_numpy(self._credit.targets(likely.counts)).float()
+        drawn, earned = list[Tensor](), list[Tensor]()
+        for number, step in enumerate(steps, start=1):
+            noise = torch.randn(self.how.thoughts, len(step.raw), generator=self._generator)
+            raw = torch.cat([step.raw[None], step.said.mean + step.said.spread * noise])
+            after = step.before + self.episodes.largest * torch.tanh(raw).reshape(len(raw), *step.before.shape)
+            drawn.append(raw)
+            earned.append(-0.5 * (after - wanted * number / len(steps)).square())
+        raws, gains = (
+            torch.cat(drawn, dim=1),
+            torch.stack(earned),
+        )  # (thoughts, all), (steps, thoughts, episodes, groups)
+        gains = gains - gains.mean(dim=(1, 2), keepdim=True)
+        gains[:, 0] += (shared - shared.mean()).unsqueeze(2) / self.episodes.groups
+        advantages = gains.transpose(0, 1).reshape(len(raws), -1)
+        advantages = advantages / (advantages.std() + 1e-8)
         played = joined(steps)
+        old = played.said.log_prob(raws)
         for _ in range(self.how.rounds):
-            loss = self._loss(played, advantages, returns.flatten())
+            loss = self._loss(played, raws, old, advantages, returns.flatten())
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.agent.parameters(), self.how.norm)
             self._optimizer.step()
+
+    def play_likely(self) -> State:
+        """Play the most likely episode."""
+        _, (end,) = self.play(1, likely=1)
+        return end
 
     def _advantages(self, steps: Sequence[Step], ends: Tensor) -> tuple[Tensor, Tensor]:
         """Generalised advantages (Schulman et al., arXiv 1506.02438) of rewards that come at the ends of episodes.
@@ -170,16 +199,16 @@ class Learner:
         later, trace, found = torch.zeros_like(ends), torch.zeros_like(ends), list[Tensor]()
         for step in reversed(steps):
             reward = torch.zeros_like(ends) if found else ends
-            wrong = reward + self.how.discount * later - step.value
+            wrong = reward + self.how.discount * later - step.said.value
             trace = wrong + self.how.discount * self.how.trace * trace
-            later = step.value
+            later = step.said.value
             found.insert(0, trace)
         advantages = torch.stack(found)
-        return advantages, advantages + torch.stack([step.value for step in steps])
+        return advantages, advantages + torch.stack([step.said.value for step in steps])
 
-    def _loss(self, played: Step, advantage: Tensor, expected: Tensor) -> Tensor:
+    def _loss(self, played: Step, raw: Tensor, old: Tensor, advantage: Tensor, expected: Tensor) -> Tensor:
         said = self.agent(played.levels, played.context, self.own.repeat(len(expected)))
-        ratio = torch.exp(said.log_prob(played.raw) - played.log_prob)
+        ratio = torch.exp(said.log_prob(raw) - old)
         clipped = ratio.clamp(1 - self.how.clip, 1 + self.how.clip)
         gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
         wrong = (said.value - expected).square().mean()
@@ -189,8 +218,10 @@ class Learner:
 
 def joined(steps: Sequence[Step]) -> Step:
     """Put several steps side by side, to look at all of them at once."""
-    columns = ([getattr(step, name) for step in steps] for name in ("context", "raw", "log_prob", "value"))
-    return Step(side_by_side([step.levels for step in steps]), *(torch.cat(column) for column in columns))
+    said = Output(*(torch.cat([getattr(step.said, name) for step in steps]) for name in ("mean", "spread", "value")))
+    columns = ([getattr(step, name) for step in steps] for name in ("context", "before"))
+    context, before = (torch.cat(column) for column in columns)
+    return Step(side_by_side([step.levels for step in steps]), context, before, said, torch.cat([s.raw for s in steps]))
 
 
 @contextmanager

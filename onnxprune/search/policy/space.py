@@ -25,32 +25,63 @@ class Space:
     Args:
         problem: what to solve.
         start: channels per group to start from; it must meet the targets.
+
+    Attributes:
+        weights: (groups,) logarithms of how much more the errors of each group matter than it seems, if the start is
+            the best plan: a channel at the threshold adds as much error for what it saves in every group.
     """
 
     def __init__(self, problem: Problem, start: Counts) -> None:
         self.problem = problem
         self.start = start
-        self.saved = _saved(problem, start)
+        self._middles = np.asarray([self._middle(group) for group in range(len(start))])
+        self.weights = np.log(_saved(problem, start)) - self._middles
         self._prices = [self._log_prices(group) for group in range(len(start))]
+        self._below = [np.append(0, np.cumsum(np.sort(worth))) for worth in problem.importance]
         ends = [(prices[0], prices[-1]) for prices in self._prices if len(prices)]
         self._range = max((high for high, _ in ends), default=0.0), min((low for _, low in ends), default=0.0)
         self._whole = {name: float(values[0]) for name, values in problem.costs.of(problem.most).items()}
 
-    def _log_prices(self, group: int) -> Floats:
-        """Give the prices of the channels that may go, dearest first; the threshold that gives the start is 0."""
-        problem, count = self.problem, int(self.start[group])
-        worth = np.sort(problem.importance[group])[::-1]
-        least, most = int(problem.least[group]), int(problem.most[group])
-        worth = np.maximum(worth, max(float(worth[0]) * 1e-12, 1e-300))
+    def _worths(self, group: int) -> Floats:
+        """Give what the channels are worth, dearest first; what is worth nothing has a price all the same."""
+        worth = np.sort(self.problem.importance[group])[::-1]
+        found: Floats = np.maximum(worth, max(float(worth[0]) * 1e-12, 1e-300))
+        return found
+
+    def _middle(self, group: int) -> float:
+        """Find the logarithm of the worth between what the start keeps and what it does not."""
+        worth, count = self._worths(group), int(self.start[group])
         last = worth[max(count - 1, 0)]
         first = max(worth[min(count, len(worth) - 1)], TINY * last)
-        middle = 0.5 * (np.log(last) + np.log(first))
-        if count >= most:
-            middle = np.log(last) - AT_END
-        elif count <= least:
-            middle = np.log(first) + AT_END
-        found: Floats = np.log(worth[least:most]) - middle
+        if count >= self.problem.most[group]:
+            return float(np.log(last)) - AT_END
+        if count <= self.problem.least[group]:
+            return float(np.log(first)) + AT_END
+        return float(0.5 * (np.log(last) + np.log(first)))
+
+    def _log_prices(self, group: int) -> Floats:
+        """Give the prices of the channels that may go, dearest first; the threshold that gives the start is 0."""
+        least, most = int(self.problem.least[group]), int(self.problem.most[group])
+        found: Floats = np.log(self._worths(group)[least:most]) - self._middles[group]
         return found
+
+    def lost(self, counts: Counts) -> Floats:
+        """Give what plans (plans, groups) lose of the importance of each group."""
+        lost = [below[len(below) - 1 - row] for below, row in zip(self._below, counts.T, strict=True)]
+        return np.stack(lost, axis=1)
+
+    def corrections(self, weights: Floats, counts: Counts) -> Floats:
+        """Find the corrections that make every channel at the threshold add as much error for what it saves.
+
+        Args:
+            weights: (groups,) logarithms of how much more the errors of each group matter than it seems.
+            counts: (groups,) the plan for which it is known what a channel saves.
+
+        Returns:
+            (groups,) corrections, whose median is 0: what they have in common moves the threshold alone.
+        """
+        found = weights + self._middles - np.log(_saved(self.problem, counts))
+        return np.asarray(found - np.median(found))
 
     def wanted(self, corrections: Floats, part: float = 1.0) -> Counts:
         """Find the plan, not aligned yet, that keeps the dearest channels and meets the targets.
