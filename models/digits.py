@@ -69,9 +69,10 @@ def digits() -> tuple[Split, Split, Split]:
     return train, calibration, test
 
 
-def train_digits(data: Split, epochs: int = _EPOCHS) -> nn.Module:
-    """Train the demo network from a fixed seed; return it in eval mode."""
-    net = initialize(resnet(_SHAPE, _CLASSES, Basic, _BLOCKS, _WIDTHS), _SHAPE, _SEED).train()
+def train_digits(data: Split, epochs: int = _EPOCHS, net: nn.Module | None = None) -> nn.Module:
+    """Train a network, by default the demo's, from a fixed seed; return it in eval mode."""
+    net = initialize(resnet(_SHAPE, _CLASSES, Basic, _BLOCKS, _WIDTHS), _SHAPE, _SEED) if net is None else net
+    net.train()
     generator = torch.Generator().manual_seed(_SEED)
     steps = -(-len(data.y) // _BATCH)
     optimizer = torch.optim.SGD(net.parameters(), lr=_PEAK_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -101,8 +102,8 @@ def write_demo(folder: Path, epochs: int = _EPOCHS) -> float:
         raise InputError(f"cannot make the folder {folder} ({error.strerror}); name another one") from error
     net = train_digits(train, epochs)
     write_onnx(net, _SHAPE, folder / MODEL_FILE)
-    _write_split(calibration, folder / CALIBRATION_FILE)
-    _write_split(test, folder / TEST_FILE)
+    write_split(calibration, folder / CALIBRATION_FILE)
+    write_split(test, folder / TEST_FILE)
     return accuracy(net, test)
 
 
@@ -112,7 +113,8 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.pad(images, (right, -right, down, -down))
 
 
-def _write_split(data: Split, path: Path) -> None:
+def write_split(data: Split, path: Path) -> None:
+    """Write images and labels as .npz."""
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
         np.savez_compressed(draft, x=data.x.numpy(), y=data.y.numpy())

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from onnxprune.search.policy.learning import Learner
 
 
+THINKING = 3  # times that a network is thought about for each time that its plans are judged
+
+
 @dataclass(frozen=True)
 class PolicySettings:
     """How a policy is trained.
@@ -165,6 +168,8 @@ def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, p
     for done, at in enumerate(order):
         learner = learners[at]
         gained.append(float(learner.practise(learner.how.together).mean()))
+        for _ in range(THINKING):
+            learner.think(learner.how.together)
         progress.step(number * len(learners) + done + 1, settings.rounds * len(learners))
     progress.say(f"round {number + 1} of {settings.rounds}: episodes gain {np.mean(gained):+.3f}")
     return float(np.mean(gained))

@@ -41,6 +41,7 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
             agent, _ = load(settings.policy)
             episodes = Episodes(problem, greedy.descend(problem, np.ones(len(problem.widths))), LENGTH)
             learner = Learner(agent, episodes, how, generator)
+            learner.believe()
             plan = learner.own_plan()
             used = min(2, settings.budget)
             progress(used, settings.budget)

@@ -1,8 +1,8 @@
 """Which group earned what of a reward: a model of how the errors of groups add up, fitted to all rewards so far.
 
-A reward belongs to a whole plan, and in a network of many groups says little of each. But much is known before: a group's
-error grows as what the criterion says of the channels that it loses, and errors nearly add up. What is left to learn is
-one number for each group, how much more its errors matter than it seems, and few plans tell that.
+A reward belongs to a whole plan, and in a network of many groups says little of each. But much is known before: the
+error of a group grows as what the criterion says of the channels that it loses, and errors nearly add up. What is left
+to learn is one number for each group, how much more its errors matter than it seems, and few plans tell that.
 """
 
 from __future__ import annotations
@@ -25,18 +25,15 @@ class Credit:
 
     Args:
         space: what plans mean.
-
-    Attributes:
-        weights: (groups,) logarithms of how much more the errors of each group matter than it seems; before anything
-            is known, those for which the plan to start from is the best.
+        corrections: (groups,) that are the best as far as is known before; by default none, for the plan to start from.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, corrections: Floats | None = None) -> None:
         self._space = space
         groups = len(space.start)
-        self._scale = np.exp(space.weights) / max(
-            float(space.lost(space.start[None])[0] @ np.exp(space.weights)), 1e-300
-        )
+        self._before = space.weights + (np.zeros(groups) if corrections is None else corrections)
+        weights = np.exp(self._before)
+        self._scale = weights / max(float(space.lost(space.start[None])[0] @ weights), 1e-300)
         self._lost, self._rewards = np.empty((0, groups)), np.empty(0)
         self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])
 
@@ -47,8 +44,11 @@ class Credit:
 
     @property
     def weights(self) -> Floats:
-        """Logarithms of how much more the errors of each group matter than it seems."""
-        return np.asarray(self._space.weights + self._found[:-2])
+        """(groups,) Logarithms of how much more the errors of each group matter than it seems.
+
+        Before anything is known they are those for which the corrections taken to be best are.
+        """
+        return np.asarray(self._before + self._found[:-2])
 
     def add(self, plans: Sequence[Counts], rewards: Floats) -> None:
         """Take more episodes into the fit: the channels per group that each came to, and its reward."""

@@ -138,6 +138,12 @@ class Learner:
         self.learn(steps, ends, rewards)
         return rewards
 
+    def think(self, number: int) -> None:
+        """Play some episodes that nobody judges, and learn from what the model of `Credit` says of them."""
+        steps, ends = self.play(number)
+        expected = self._credit.expected(np.stack([end.counts for end in ends]))
+        self._learn(steps, expected, np.zeros(number))
+
     def act(self, states: Sequence[State], likely: int = 0) -> Step:
         """Look at some states and act in each; in so many of them each action is the most likely one."""
         levels = batch([self.episodes.graph(state) for state in states])
@@ -157,8 +163,11 @@ class Learner:
         other actions would have brought; what it does not explain is shared by all.
         """
         self._credit.add([end.counts for end in ends], rewards)
-        explained = torch.from_numpy(self._credit.expected(np.stack([end.counts for end in ends]))).float()
-        shared, returns = self._advantages(steps, torch.from_numpy(rewards).float() - explained)
+        self._learn(steps, rewards, rewards - self._credit.expected(np.stack([end.counts for end in ends])))
+
+    def _learn(self, steps: Sequence[Step], rewards: Floats, unexplained: Floats) -> None:
+        shared, _ = self._advantages(steps, torch.from_numpy(unexplained).float())
+        _, returns = self._advantages(steps, torch.from_numpy(rewards).float())
         likely = self.play_likely()
         wanted = torch.from_numpy(self._credit.targets(likely.counts)).float()
         drawn, earned = list[Tensor](), list[Tensor]()
@@ -168,10 +177,8 @@ class Learner:
             after = step.before + self.episodes.largest * torch.tanh(raw).reshape(len(raw), *step.before.shape)
             drawn.append(raw)
             earned.append(-0.5 * (after - wanted * number / len(steps)).square())
-        raws, gains = (
-            torch.cat(drawn, dim=1),
-            torch.stack(earned),
-        )  # (thoughts, all), (steps, thoughts, episodes, groups)
+        raws = torch.cat(drawn, dim=1)  # (thoughts, groups of all steps and episodes)
+        gains = torch.stack(earned)  # (steps, thoughts, episodes, groups)
         gains = gains - gains.mean(dim=(1, 2), keepdim=True)
         gains[:, 0] += (shared - shared.mean()).unsqueeze(2) / self.episodes.groups
         advantages = gains.transpose(0, 1).reshape(len(raws), -1)
@@ -184,6 +191,10 @@ class Learner:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.agent.parameters(), self.how.norm)
             self._optimizer.step()
+
+    def believe(self) -> None:
+        """Take the word of an agent that has learned before for what each group matters, until more is known."""
+        self._credit = Credit(self.episodes.space, self.play_likely().corrections)
 
     def play_likely(self) -> State:
         """Play the most likely episode."""
