@@ -20,8 +20,8 @@ import numpy as np
 from rank import ready
 from threadpoolctl import threadpool_limits
 
-from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.problem import Counts, Problem
+from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search import SearchSettings, gnn_rl, greedy
 from onnxprune.search.policy import environment, learning
 from onnxprune.search.policy.agent import Agent, Shape

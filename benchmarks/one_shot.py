@@ -20,9 +20,9 @@ from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
 from onnxprune.journal import Journal
 from onnxprune.judging import judge_on, repaired
-from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Source, prepare
 from onnxprune.progress import Quiet
+from onnxprune.runtime import BLAS_THREADS
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.surgery import cut
 

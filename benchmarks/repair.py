@@ -26,9 +26,9 @@ from onnxprune.data import read_data, read_preprocess
 from onnxprune.errors import OnnxPruneError
 from onnxprune.finish import Finish
 from onnxprune.judging import judge_on, repaired
-from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.progress import Quiet
+from onnxprune.runtime import BLAS_THREADS
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.shapes import example_inputs
 from onnxprune.statistics import Statistics

@@ -23,10 +23,10 @@ from threadpoolctl import threadpool_limits
 from onnxprune import runtime
 from onnxprune.judging import repaired
 from onnxprune.numbers import Numbers
-from onnxprune.pipeline import BLAS_THREADS
 from onnxprune.plan import Plan, kept_atoms
 from onnxprune.readers import find_readers
 from onnxprune.repair import stand_in
+from onnxprune.runtime import BLAS_THREADS
 from onnxprune.surgery import cut
 from onnxprune.workers import Workers
 

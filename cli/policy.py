@@ -51,7 +51,10 @@ def train(
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Train one policy over all MODELS, to start `compress --search gnn_rl --policy FILE` from."""
+    """Train one policy over all MODELS, to start `compress --search gnn_rl --policy FILE` from.
+
+    The file is written after every round. What was interrupted goes on from there with --policy, under another name.
+    """
     from dataclasses import asdict
 
     from onnxprune import policies

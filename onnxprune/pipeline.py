@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,9 +36,6 @@ from onnxprune.summary import summarise
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_lossless, verify_repaired
 from onnxprune.workers import Workers
-
-BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
-"""Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
 
 NOT_KEPT = "the repair answers worse than the bare cut on samples that it has not seen, so the cut is left as it is"
 
@@ -124,7 +120,7 @@ def resume(
 def _run(source: Source, out: Path, place: Place | None, force: bool, dry_run: bool, progress: Progress) -> Report:
     if not dry_run:
         check_outputs(source.path, out, force or (place is not None and is_half_written(place.folder, out)))
-    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+    with threadpool_limits(limits=runtime.BLAS_THREADS, user_api="blas"):
         if source.settings.steps > 1 and not dry_run:
             assert place is not None, "steps train, and that needs data"
             return in_steps(source, out, place, progress, _compress)

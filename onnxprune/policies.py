@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
@@ -15,6 +16,7 @@ from onnxprune.outputs import check_outputs
 from onnxprune.prepare import Source, prepare
 from onnxprune.problem import FINE, Problem, parse_target
 from onnxprune.progress import Progress, Quiet
+from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search.gnn_rl import LENGTH
 from onnxprune.search.greedy import descend
 from onnxprune.settings import CompressSettings, resolve
@@ -73,7 +75,7 @@ def train_policy(
     force: bool = False,
     progress: Progress | None = None,
 ) -> PolicyReport:
-    """Train one policy over several networks and targets, and write it.
+    """Train one policy over several networks and targets, and write it after every round.
 
     Args:
         models: the networks.
@@ -106,9 +108,13 @@ def train_policy(
         agent, how = agent or fresh(), Learning(rate=settings.rate)
         optimizer = optimizer_of(agent, how)
         learners = {name: Learner(agent, place, how, generator, optimizer) for name, place in episodes.items()}
-        rounds = [_round(list(learners.values()), settings, number, progress) for number in range(settings.rounds)]
-        own = {name: _own_gain(learner) for name, learner in learners.items()}
-    report = PolicyReport(out.name, rounds, own, {**asdict(settings), "models": [model.name for model in models]})
+        asked_for, rounds = {**asdict(settings), "models": [model.name for model in models]}, list[float]()
+        for number in range(settings.rounds):
+            with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
+                rounds.append(_round(list(learners.values()), settings, number, progress))
+            report = PolicyReport(out.name, rounds, {}, asked_for)
+            save(agent, out, asdict(report))  # what comes between the rounds loses one of them at most
+        report = replace(report, own={name: _own_gain(learner) for name, learner in learners.items()})
     save(agent, out, asdict(report))
     return report
 

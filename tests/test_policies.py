@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_greedy import Judged, channels_of, problem_of
 
+from onnxprune import policies
 from onnxprune.errors import InputError
 from onnxprune.policies import PolicySettings, show_policy, train_policy
 from onnxprune.search import SearchSettings, gnn_rl
@@ -116,6 +117,25 @@ def test_one_policy_is_trained_over_several_networks_and_a_seed_repeats_it(folde
     further = train_policy(models[:1], Path("3.safetensors"), FEW, data=["x.npy"], start=Path("1.safetensors"))
     assert Path("3.safetensors").read_bytes() != Path("1.safetensors").read_bytes()
     assert len(further.own) == 2
+
+
+def test_training_that_is_interrupted_leaves_the_policy_of_the_last_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(learners: Any, settings: PolicySettings, number: int, progress: Any) -> float:
+        if number == 1:
+            raise KeyboardInterrupt
+        return whole(learners, settings, number, progress)
+
+    whole = policies._round
+    monkeypatch.setattr(policies, "_round", second)
+    out = Path("p.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        train_policy([folder / "convs.onnx"], out, PolicySettings((0.5,), rounds=3), data=["x.npy"])
+    assert len(show_policy(out)["notes"]["rounds"]) == 1
+    monkeypatch.setattr(policies, "_round", whole)
+    again = train_policy([folder / "convs.onnx"], Path("q.safetensors"), FEW, data=["x.npy"], start=out)
+    assert len(again.own) == 2
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,37 @@ def test_a_state_is_judged_once_though_it_is_tried_in_thought() -> None:
     assert len(problem.judging.full) == 5  # those and the plan to start from
 
 
+def test_an_agent_that_is_believed_stays_at_its_own_plan_until_more_is_known() -> None:
+    problem, _ = hard(1)
+    with seeded(0) as generator:
+        learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(), generator)
+        with torch.no_grad():
+            learner.own += torch.linspace(-0.3, 0.3, len(problem.widths))
+        likely = learner.play_likely().corrections
+        assert np.abs(likely).max() > 0.2
+        for believed in (False, True):
+            if believed:
+                learner.believe()
+            wanted = learner._credit.targets(learner.episodes.space.start)
+            np.testing.assert_allclose(wanted, believed * (likely - np.median(likely)), atol=1e-6)
+
+
+def test_to_think_judges_nothing_and_brings_an_agent_to_what_it_knows() -> None:
+    problem, _ = hard(2)
+    with seeded(0) as generator:
+        learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(), generator)
+        learner.practise(32)
+        assert isinstance(problem.judging, Judged)
+        known, credit, space = len(problem.judging.full), learner._credit, learner.episodes.space
+        before, possible = credit.expected(np.stack([space.start, space.counts(credit.targets(space.start))]))
+        assert possible > before + 0.1
+        for _ in range(15):
+            learner.think(8)
+        assert len(problem.judging.full) == known
+        (after,) = credit.expected(learner.play_likely().counts[None])
+    assert after > before + 0.7 * (possible - before)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_agent_solves_what_an_agent_without_gradients_does_not(seed: int) -> None:
     problem, best = hard(seed)

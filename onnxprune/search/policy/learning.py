@@ -39,8 +39,8 @@ class Learning:
 
     together: int = 8
     rounds: int = 10
-    rate: float = 3e-3
-    own_rate: float = 0.1
+    rate: float = 1e-3
+    own_rate: float = 0.03
     clip: float = 0.2
     discount: float = 1.0
     trace: float = 0.95
@@ -77,7 +77,8 @@ def fresh() -> Agent:
 def optimizer_of(agent: Agent, how: Learning, own: Sequence[Tensor] = ()) -> torch.optim.Optimizer:
     """Make an optimizer of an agent's weights, and of corrections that belong to one network."""
     weights = {"params": list(agent.parameters()), "lr": how.rate}
-    return torch.optim.Adam([weights, *({"params": [values], "lr": how.own_rate} for values in own)])
+    # A clipped gradient is to stop the agent, so there is little momentum to carry it on.
+    return torch.optim.Adam([weights, *({"params": [values], "lr": how.own_rate} for values in own)], betas=(0.5, 0.9))
 
 
 class Learner:
