@@ -142,8 +142,7 @@ class Learner:
     def think(self, number: int) -> None:
         """Play some episodes that nobody judges, and learn from what the model of `Credit` says of them."""
         steps, ends = self.play(number)
-        expected = self._credit.expected(np.stack([end.counts for end in ends]))
-        self._learn(steps, expected, np.zeros(number))
+        self._learn(steps, ends, self._expected(ends))
 
     def act(self, states: Sequence[State], likely: int = 0) -> Step:
         """Look at some states and act in each; in so many of them each action is the most likely one."""
@@ -164,34 +163,47 @@ class Learner:
         other actions would have brought; what it does not explain is shared by all.
         """
         self._credit.add([end.counts for end in ends], rewards)
-        self._learn(steps, rewards, rewards - self._credit.expected(np.stack([end.counts for end in ends])))
+        self._learn(steps, ends, rewards)
 
-    def _learn(self, steps: Sequence[Step], rewards: Floats, unexplained: Floats) -> None:
-        shared, _ = self._advantages(steps, torch.from_numpy(unexplained).float())
-        _, returns = self._advantages(steps, torch.from_numpy(rewards).float())
-        likely = self.play_likely()
-        wanted = torch.from_numpy(self._credit.targets(likely.counts)).float()
-        drawn, earned = list[Tensor](), list[Tensor]()
-        for number, step in enumerate(steps, start=1):
-            noise = torch.randn(self.how.thoughts, len(step.raw), generator=self._generator)
-            raw = torch.cat([step.raw[None], step.said.mean + step.said.spread * noise])
-            after = step.before + self.episodes.largest * torch.tanh(raw).reshape(len(raw), *step.before.shape)
-            drawn.append(raw)
-            earned.append(-0.5 * (after - wanted * number / len(steps)).square())
-        raws = torch.cat(drawn, dim=1)  # (thoughts, groups of all steps and episodes)
-        gains = torch.stack(earned)  # (steps, thoughts, episodes, groups)
-        gains = gains - gains.mean(dim=(1, 2), keepdim=True)
-        gains[:, 0] += (shared - shared.mean()).unsqueeze(2) / self.episodes.groups
-        advantages = gains.transpose(0, 1).reshape(len(raws), -1)
+    def _expected(self, ends: Sequence[State]) -> Floats:
+        return self._credit.expected(np.stack([end.counts for end in ends]))
+
+    def _learn(self, steps: Sequence[Step], ends: Sequence[State], rewards: Floats) -> None:
+        total, returns = self._advantages(steps, torch.from_numpy(rewards).float())
+        explained = torch.from_numpy(self._expected(ends)).float()
+        unexplained = total - total.mean() - (explained - explained.mean())  # (steps, episodes)
+        raw, gains = self._thoughts(steps)
+        gains[:, 0] += unexplained.unsqueeze(2) / self.episodes.groups
+        advantages = gains.transpose(0, 1).reshape(len(raw), -1)
         advantages = advantages / (advantages.std() + 1e-8)
         played = joined(steps)
-        old = played.said.log_prob(raws)
+        old = played.said.log_prob(raw)
         for _ in range(self.how.rounds):
-            loss = self._loss(played, raws, old, advantages, returns.flatten())
+            loss = self._loss(played, raw, old, advantages, returns.flatten())
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.agent.parameters(), self.how.norm)
             self._optimizer.step()
+
+    def _thoughts(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """Draw further actions in every state, and tell by the model of `Credit` what each is worth to its group.
+
+        After each step of an episode, corrections should have come as much nearer to those that would be best.
+
+        Returns:
+            (thoughts, groups of all steps and episodes) the actions taken and those thought of, before they are
+            squashed; (steps, thoughts, episodes, groups) what each gains.
+        """
+        wanted = torch.from_numpy(self._credit.targets(self.play_likely().counts)).float()
+        drawn, gains = list[Tensor](), list[Tensor]()
+        for number, step in enumerate(steps, start=1):
+            noise = torch.randn(self.how.thoughts, len(step.raw), generator=self._generator)
+            drawn.append(torch.cat([step.raw[None], step.said.mean + step.said.spread * noise]))
+            actions = torch.tanh(drawn[-1]).reshape(-1, *step.before.shape)
+            after = step.before + self.episodes.largest * actions
+            gains.append(-0.5 * (after - wanted * number / len(steps)).square())
+        gained = torch.stack(gains)
+        return torch.cat(drawn, dim=1), gained - gained.mean(dim=(1, 2), keepdim=True)
 
     def believe(self) -> None:
         """Take the word of an agent that has learned before for what each group matters, until more is known."""
