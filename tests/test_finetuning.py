@@ -394,7 +394,14 @@ LONG = ["finetune", "model.onnx", "--data", "data.npz", "--epochs", "4000", "--b
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals")
 def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(folder: Path) -> None:
-    process = subprocess.Popen([PROGRAM, *LONG], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [PROGRAM, *LONG],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A test run in the background is started with the signal ignored, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not Path("model.finetuned.run", checkpoint.LAST).exists():
         assert process.poll() is None
