@@ -24,9 +24,9 @@ from onnxprune.problem import Counts, Problem
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search import SearchSettings, gnn_rl, greedy
 from onnxprune.search.policy import environment, learning
-from onnxprune.search.policy.agent import Agent, Shape
+from onnxprune.search.policy.agent import Agent
 from onnxprune.search.policy.environment import Episodes, State
-from onnxprune.stages import FEATURES, Stage, Stages
+from onnxprune.stages import Stage, Stages
 
 PARTS = ("full", "no-gnn", "one-stage", "no-start", "no-obs", "no-state", "no-thought")
 
@@ -66,16 +66,13 @@ def gain(problem: Problem, part: str, settings: SearchSettings, least: float) ->
 def without(part: str) -> Iterator[None]:
     """Take a part out of the search."""
     places = {(module, name): getattr(module, name) for module, name in REPLACED}
-    sizes = tuple((len(nodes), len(edges)) for nodes, edges in FEATURES.values())
-    shape = Shape(sizes, len(environment.CONTEXT))
+    shape = learning.fresh().shape
     try:
         if part == "no-gnn":
             learning.fresh = lambda: Agent(replace(shape, rounds=(1, 1, 0)))
         elif part == "one-stage":
-            environment.Episodes, learning.fresh = (
-                OneStage,
-                lambda: Agent(replace(shape, sizes=sizes[-1:], rounds=(3,))),
-            )
+            environment.Episodes = OneStage
+            learning.fresh = lambda: Agent(replace(shape, sizes=shape.sizes[-1:], rounds=shape.rounds[-1:]))
         elif part == "no-start":
             greedy.warm_start = raw_start
         elif part == "no-obs":
@@ -119,7 +116,7 @@ class Worthless(Episodes):
 
 def raw_start(problem: Problem, settings: SearchSettings, progress: object) -> tuple[Counts, int]:
     """Start from the ranking as it is."""
-    return greedy.descend(problem, np.ones(len(problem.widths))), 0
+    return greedy.descend(problem), 0
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def stepping(channels: Channels, costs: Costs) -> Callable[[], object]:
     target = parse_target("macs", "0.5", float(costs.of([group.width for group in channels.groups])["macs"][0]))
     worth = [np.geomspace(1, 0.1, group.width) for group in channels.groups]
     problem = Problem(channels, costs, [target], worth)
-    episodes = Episodes(problem, descend(problem, np.ones(len(worth))), LENGTH)
+    episodes = Episodes(problem, descend(problem), LENGTH)
     with seeded(0) as generator:
         learner = Learner(fresh(), episodes, Learning(), generator)
     first = episodes.begin()

@@ -176,10 +176,15 @@ def export(
 
 def blueprint(name: str) -> nn.Module:
     """Lay a network out on the meta device: every shape, no memory, no random draw."""
+    entry = describe(name)
+    return lay_out(entry.file, entry.input_shape, entry.classes, entry.options)
+
+
+def lay_out(file: str, input_shape: tuple[int, int, int], classes: int, options: Mapping[str, object]) -> nn.Module:
+    """Lay out the network that a module of this folder defines, for images of any size, as `blueprint` does."""
     import torch
 
-    entry = describe(name)
-    module = importlib.import_module(f".{entry.file}", __package__)
+    module = importlib.import_module(f".{file}", __package__)
     with torch.device("meta"):
-        net: nn.Module = module.network(entry.input_shape, entry.classes, **entry.options)
+        net: nn.Module = module.network(input_shape, classes, **options)
     return net.eval()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +71,8 @@ def digits() -> tuple[Split, Split, Split]:
     return train, calibration, test
 
 
-def train_digits(data: Split, epochs: int = _EPOCHS, net: nn.Module | None = None) -> nn.Module:
-    """Train a network, by default the demo's, from a fixed seed; return it in eval mode."""
-    net = initialize(resnet(_SHAPE, _CLASSES, Basic, _BLOCKS, _WIDTHS), _SHAPE, _SEED) if net is None else net
+def train_digits(net: nn.Module, data: Split, epochs: int) -> nn.Module:
+    """Train a network from a fixed seed; return it in eval mode."""
     net.train()
     generator = torch.Generator().manual_seed(_SEED)
     steps = -(-len(data.y) // _BATCH)
@@ -96,15 +97,21 @@ def accuracy(net: nn.Module, data: Split) -> float:
 def write_demo(folder: Path, epochs: int = _EPOCHS) -> float:
     """Train the demo network and write it with its calibration and test data; return its test accuracy."""
     train, calibration, test = digits()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder} ({error.strerror}); name another one") from error
-    net = train_digits(train, epochs)
+    make_folder(folder)
+    net = initialize(resnet(_SHAPE, _CLASSES, Basic, _BLOCKS, _WIDTHS), _SHAPE, _SEED)
+    train_digits(net, train, epochs)
     write_onnx(net, _SHAPE, folder / MODEL_FILE)
     write_split(calibration, folder / CALIBRATION_FILE)
     write_split(test, folder / TEST_FILE)
     return accuracy(net, test)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder} ({error.strerror}); name another one") from error
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -121,6 +128,16 @@ def write_split(data: Split, path: Path) -> None:
         os.replace(draft, path)
 
 
+@contextmanager
+def ending_with_errors() -> Iterator[None]:
+    """End the program with what is wrong, where it is the user's to mend."""
+    try:
+        yield
+    except OnnxPruneError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
 @click.command()
 @click.argument("out_dir", type=click.Path(path_type=Path))
 def main(out_dir: Path) -> None:
@@ -132,11 +149,8 @@ def main(out_dir: Path) -> None:
         click.echo(f"{out_dir} already holds the digits demo; delete {out_dir / MODEL_FILE} to train it again")
         return
     click.echo("training a small ResNet on 8x8 digits, about half a minute on two cores")
-    try:
+    with ending_with_errors():
         share = write_demo(out_dir)
-    except OnnxPruneError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
     click.echo(f"wrote {MODEL_FILE}, {TEST_FILE} and {CALIBRATION_FILE} to {out_dir}; test accuracy {share:.2%}")
 
 

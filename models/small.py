@@ -6,8 +6,6 @@ Run ``python -m onnxprune.models.small OUT_DIR``, then
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onnxprune.errors import InputError, OnnxPruneError
-
-from .digits import Split, accuracy, digits, train_digits, write_split
+from . import lay_out
+from .digits import Split, accuracy, digits, ending_with_errors, make_folder, train_digits, write_split
 from .exporter import write_onnx
 from .initial import untrained
 
@@ -51,8 +48,7 @@ NETWORKS = {
 def build(name: str) -> nn.Module:
     """Build one of the networks with the weights that its training starts from."""
     found = NETWORKS[name]
-    module = importlib.import_module(f".{found.file}", __package__)
-    return untrained(module.network(SHAPE, CLASSES, **found.options), SEED)
+    return untrained(lay_out(found.file, SHAPE, CLASSES, found.options), SEED)
 
 
 def enlarged(data: Split) -> Split:
@@ -60,10 +56,9 @@ def enlarged(data: Split) -> Split:
     return Split(F.interpolate(data.x, size=(SIDE, SIDE), mode="bilinear"), data.y)
 
 
-def write_small(folder: Path, name: str) -> float:
-    """Train a network and write it, unless it is there already; returns its test accuracy."""
-    train, _, test = (enlarged(part) for part in digits())
-    net = train_digits(train, EPOCHS, build(name))
+def write_small(folder: Path, name: str, train: Split, test: Split) -> float:
+    """Train a network and write it; returns its test accuracy."""
+    net = train_digits(build(name), train, EPOCHS)
     write_onnx(net, SHAPE, folder / f"{name}.onnx")
     return accuracy(net, test)
 
@@ -75,20 +70,14 @@ def main(out_dir: Path) -> None:
 
     Example: python -m onnxprune.models.small small
     """
-    try:
-        try:
-            out_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {out_dir} ({error.strerror}); name another one") from error
-        train, calibration, _ = (enlarged(part) for part in digits())
+    with ending_with_errors():
+        make_folder(out_dir)
+        train, calibration, test = (enlarged(part) for part in digits())
         parts = (torch.cat([train.x, calibration.x]), torch.cat([train.y, calibration.y]))
         write_split(Split(*parts), out_dir / DATA_FILE)
         for name in NETWORKS:
             if not (out_dir / f"{name}.onnx").exists():
-                click.echo(f"{name}: test accuracy {write_small(out_dir, name):.2%}")
-    except OnnxPruneError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+                click.echo(f"{name}: test accuracy {write_small(out_dir, name, train, test):.2%}")
     click.echo(f"wrote {', '.join(NETWORKS)} and {DATA_FILE} to {out_dir}")
 
 

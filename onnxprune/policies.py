@@ -99,19 +99,18 @@ def train_policy(
     _check(models, out, settings, data, force)
     agent = None if start is None else load(start)[0]
     episodes: dict[str, Episodes] = {}
-    for number, model in enumerate(models):
-        progress.stage(f"load {model.name}")
-        asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
-        episodes |= _episodes(Source(model, asked, samples, preprocess, label_offset), settings.shares, progress)
-    progress.stage("train")
-    with seeded(settings.seed) as generator:
+    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"), seeded(settings.seed) as generator:
+        for number, model in enumerate(models):
+            progress.stage(f"load {model.name}")
+            asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
+            episodes |= _episodes(Source(model, asked, samples, preprocess, label_offset), settings.shares, progress)
+        progress.stage("train")
         agent, how = agent or fresh(), Learning(rate=settings.rate)
         optimizer = optimizer_of(agent, how)
         learners = {name: Learner(agent, place, how, generator, optimizer) for name, place in episodes.items()}
         asked_for, rounds = {**asdict(settings), "models": [model.name for model in models]}, list[float]()
         for number in range(settings.rounds):
-            with threadpool_limits(limits=BLAS_THREADS, user_api="blas"):
-                rounds.append(_round(list(learners.values()), settings, number, progress))
+            rounds.append(_round(list(learners.values()), settings, number, progress))
             report = PolicyReport(out.name, rounds, {}, asked_for)
             save(agent, out, asdict(report))  # what comes between the rounds loses one of them at most
         report = replace(report, own={name: _own_gain(learner) for name, learner in learners.items()})
@@ -162,8 +161,7 @@ def _episodes(source: Source, shares: Sequence[float], progress: Progress) -> di
     for share in shares:
         target = parse_target("macs", str(share), prepared.original_costs["macs"])
         problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)
-        start = descend(problem, np.ones(len(problem.widths)))
-        found[f"{source.path.name} at {share:g}"] = Episodes(problem, start, LENGTH)
+        found[f"{source.path.name} at {share:g}"] = Episodes(problem, descend(problem), LENGTH)
     return found
 
 

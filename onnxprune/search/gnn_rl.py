@@ -8,8 +8,6 @@ ranking of all channels instead of being ratios, and every plan meets the target
 
 from __future__ import annotations
 
-import numpy as np
-
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
 from onnxprune.search import Progress, SearchSettings, greedy
@@ -39,7 +37,7 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
             learner = Learner(fresh(), episodes, how, generator)
         else:
             agent, _ = load(settings.policy)
-            episodes = Episodes(problem, greedy.descend(problem, np.ones(len(problem.widths))), LENGTH)
+            episodes = Episodes(problem, greedy.descend(problem), LENGTH)
             learner = Learner(agent, episodes, how, generator)
             learner.believe()
             plan = learner.own_plan()

@@ -27,7 +27,7 @@ TOGETHER = 8  # plans that are judged together, by as many workers as there are
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
     """Descend from the whole model to the targets, in several ways where there is data to choose between them."""
     if problem.judging is None:
-        plan = problem.plan(descend(problem, np.ones(len(problem.widths))))
+        plan = problem.plan(descend(problem))
         progress(1, 1)
         return plan
     total = WAYS
@@ -121,17 +121,18 @@ def by_kind(problem: Problem) -> Floats:
     return scale / max(float(np.median(scale)), 1e-30)
 
 
-def descend(problem: Problem, scale: Floats) -> Counts:
+def descend(problem: Problem, scale: Floats | None = None) -> Counts:
     """Take steps away until the targets are met, then give back what there is room for.
 
     Args:
         problem: what to solve.
-        scale: what the errors of each group are multiplied by.
+        scale: what the errors of each group are multiplied by; by default they count as they are.
 
     Raises:
         TargetError: the targets cannot be met.
     """
     problem.check_reachable()
+    scale = np.ones(len(problem.widths)) if scale is None else scale
     kept = [
         np.concatenate([[0.0], np.cumsum(np.sort(w)[::-1])]) * s for w, s in zip(problem.importance, scale, strict=True)
     ]

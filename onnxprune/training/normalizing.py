@@ -20,6 +20,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune import runtime
+from onnxprune.linear import by_group
 from onnxprune.numbers import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.training.sharing import writable, write
@@ -140,12 +141,8 @@ def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], 
 
 def _lengthening(weight: Array, node: NodeProto) -> Floats:
     """Give for each filter what brings it to its length; one of zeros stays as it is."""
-    squares = np.square(weight, dtype=np.float64)
-    if node.op_type == "Conv":
-        sums = squares.reshape(len(weight), -1).sum(axis=1)
-    else:  # (inputs, outputs of a group, ...)
-        groups = _groups(node)
-        sums = squares.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(axis=(1, 3)).reshape(-1)
+    filters = by_group(weight, _groups(node), outputs_first=node.op_type == "Conv")
+    sums = np.square(filters, dtype=np.float64).sum(axis=(2, 3)).reshape(-1)
     return np.asarray(LENGTH / np.sqrt(np.where(sums > 0, sums, LENGTH**2)))
 
 

@@ -142,7 +142,8 @@ class Learner:
     def think(self, number: int) -> None:
         """Play some episodes that nobody judges, and learn from what the model of `Credit` says of them."""
         steps, ends = self.play(number)
-        self._learn(steps, ends, self._expected(ends))
+        expected = self._expected(ends)
+        self._learn(steps, expected, expected)
 
     def act(self, states: Sequence[State], likely: int = 0) -> Step:
         """Look at some states and act in each; in so many of them each action is the most likely one."""
@@ -163,14 +164,14 @@ class Learner:
         other actions would have brought; what it does not explain is shared by all.
         """
         self._credit.add([end.counts for end in ends], rewards)
-        self._learn(steps, ends, rewards)
+        self._learn(steps, rewards, self._expected(ends))
 
     def _expected(self, ends: Sequence[State]) -> Floats:
         return self._credit.expected(np.stack([end.counts for end in ends]))
 
-    def _learn(self, steps: Sequence[Step], ends: Sequence[State], rewards: Floats) -> None:
+    def _learn(self, steps: Sequence[Step], rewards: Floats, expected: Floats) -> None:
         total, returns = self._advantages(steps, torch.from_numpy(rewards).float())
-        explained = torch.from_numpy(self._expected(ends)).float()
+        explained = torch.from_numpy(expected).float()
         unexplained = total - total.mean() - (explained - explained.mean())  # (steps, episodes)
         raw, gains = self._thoughts(steps)
         gains[:, 0] += unexplained.unsqueeze(2) / self.episodes.groups

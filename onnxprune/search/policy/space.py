@@ -34,23 +34,20 @@ class Space:
     def __init__(self, problem: Problem, start: Counts) -> None:
         self.problem = problem
         self.start = start
+        ordered = [np.sort(worth)[::-1] for worth in problem.importance]
+        # what is worth nothing has a price all the same
+        self._worths = [np.maximum(worth, max(float(worth[0]) * 1e-12, 1e-300)) for worth in ordered]
+        self._below = [np.append(0, np.cumsum(worth[::-1])) for worth in ordered]
         self._middles = np.asarray([self._middle(group) for group in range(len(start))])
         self.weights = np.log(_saved(problem, start)) - self._middles
         self._prices = [self._log_prices(group) for group in range(len(start))]
-        self._below = [np.append(0, np.cumsum(np.sort(worth))) for worth in problem.importance]
         ends = [(prices[0], prices[-1]) for prices in self._prices if len(prices)]
         self._range = max((high for high, _ in ends), default=0.0), min((low for _, low in ends), default=0.0)
         self._whole = {name: float(values[0]) for name, values in problem.costs.of(problem.most).items()}
 
-    def _worths(self, group: int) -> Floats:
-        """Give what the channels are worth, dearest first; what is worth nothing has a price all the same."""
-        worth = np.sort(self.problem.importance[group])[::-1]
-        found: Floats = np.maximum(worth, max(float(worth[0]) * 1e-12, 1e-300))
-        return found
-
     def _middle(self, group: int) -> float:
         """Find the logarithm of the worth between what the start keeps and what it does not."""
-        worth, count = self._worths(group), int(self.start[group])
+        worth, count = self._worths[group], int(self.start[group])
         last = worth[max(count - 1, 0)]
         first = max(worth[min(count, len(worth) - 1)], TINY * last)
         if count >= self.problem.most[group]:
@@ -62,7 +59,7 @@ class Space:
     def _log_prices(self, group: int) -> Floats:
         """Give the prices of the channels that may go, dearest first; the threshold that gives the start is 0."""
         least, most = int(self.problem.least[group]), int(self.problem.most[group])
-        found: Floats = np.log(self._worths(group)[least:most]) - self._middles[group]
+        found: Floats = np.log(self._worths[group][least:most]) - self._middles[group]
         return found
 
     def lost(self, counts: Counts) -> Floats:
