@@ -25,13 +25,18 @@ def policy() -> None:
 @display.label_offset_option
 @click.option(
     "--flops",
-    default="0.6,0.4,0.25",
+    default="0.5,0.25,0.12",
     show_default=True,
     help="Shares of the FLOPs that each network is cut to, separated by commas.",
 )
-@click.option("--rounds", default=12, show_default=True, help="Times that each network is met at each share.")
+@click.option("--rounds", default=6, show_default=True, help="Times that each network is met at each share.")
 @click.option("--rate", default=1e-3, show_default=True, help="How fast the policy learns.")
 @click.option("--policy", "start", type=click.Path(path_type=Path), help="A policy to go on with.")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Folder for what is judged: the same command with --force goes through it again without judging it again.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of everything that is drawn.")
 @display.force_option
 @display.json_option
@@ -46,6 +51,7 @@ def train(
     rounds: int,
     rate: float,
     start: Path | None,
+    run: Path | None,
     seed: int,
     force: bool,
     json_file: Path | None,
@@ -53,7 +59,8 @@ def train(
 ) -> None:
     """Train one policy over all MODELS, to start `compress --search gnn_rl --policy FILE` from.
 
-    The file is written after every round. What was interrupted goes on from there with --policy, under another name.
+    The file is written after every round. What was interrupted goes on from there with --policy, under another name; or
+    from the beginning, to the same result, with the --run that it had and --force.
     """
     from dataclasses import asdict
 
@@ -70,6 +77,7 @@ def train(
             preprocess=preprocess,
             label_offset=label_offset,
             start=start,
+            run=run,
             force=force,
             progress=progress,
         )

@@ -13,7 +13,7 @@ from onnxprune.channels import Channels
 from onnxprune.extents import Extent, Extents, Floats, Ints, added, in_doublings, in_tens
 from onnxprune.worths import Worths
 
-EXTRA = 2  # columns that a caller may add
+EXTRA = 3  # columns that a caller may add
 MOST_PAIRS = 1024  # groups that are connected each to each; of more, each is connected to one
 
 GROUP_FEATURES = (

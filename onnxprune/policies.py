@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
+from onnxprune.journal import Entry, Journal, read_entries, to_lines
 from onnxprune.outputs import check_outputs
-from onnxprune.prepare import Source, prepare
-from onnxprune.problem import FINE, Problem, parse_target
+from onnxprune.plan import Plan
+from onnxprune.prepare import Prepared, Source, prepare
+from onnxprune.problem import FINE, Judging, Problem, parse_target
 from onnxprune.progress import Progress, Quiet
+from onnxprune.runs import identity, name_of, take
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search.gnn_rl import LENGTH
-from onnxprune.search.greedy import descend
+from onnxprune.search.greedy import by_kind, descend
 from onnxprune.settings import CompressSettings, resolve
 
 if TYPE_CHECKING:
@@ -26,7 +32,8 @@ if TYPE_CHECKING:
     from onnxprune.search.policy.learning import Learner
 
 
-THINKING = 3  # times that a network is thought about for each time that its plans are judged
+EXPLORED, EXPLORED_SPREAD = 24, 0.5  # plans that are drawn first, and how far: logarithms
+THINKING = 8  # times that a network is thought about for each time that its plans are judged
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class PolicySettings:
         seed: same seed, same policy.
     """
 
-    shares: tuple[float, ...] = (0.6, 0.4, 0.25)
-    rounds: int = 12
+    shares: tuple[float, ...] = (0.5, 0.25, 0.12)
+    rounds: int = 6
     rate: float = 1e-3
     seed: int = 0
 
@@ -72,6 +79,7 @@ def train_policy(
     preprocess: str = "none",
     label_offset: int = 0,
     start: Path | None = None,
+    run: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> PolicyReport:
@@ -85,6 +93,7 @@ def train_policy(
         preprocess: how pixels become inputs, see `read_preprocess`.
         label_offset: the output index of a class is its label plus this.
         start: a policy to go on with.
+        run: folder for what is judged, which stays: the same training, started again, judges nothing twice.
         force: overwrite an existing file.
         progress: told what is going on.
 
@@ -99,15 +108,23 @@ def train_policy(
     _check(models, out, settings, data, force)
     agent = None if start is None else load(start)[0]
     episodes: dict[str, Episodes] = {}
-    with threadpool_limits(limits=BLAS_THREADS, user_api="blas"), seeded(settings.seed) as generator:
+    with ExitStack() as stack:
+        stack.enter_context(threadpool_limits(limits=BLAS_THREADS, user_api="blas"))
+        generator = stack.enter_context(seeded(settings.seed))
         for number, model in enumerate(models):
             progress.stage(f"load {model.name}")
             asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
-            episodes |= _episodes(Source(model, asked, samples, preprocess, label_offset), settings.shares, progress)
-        progress.stage("train")
+            prepared = prepare(Source(model, asked, samples, preprocess, label_offset))
+            kept = None if run is None else stack.enter_context(_file_of(prepared, run))
+            episodes |= _episodes(prepared, settings.shares, kept, progress)
+        progress.stage("explore")
         agent, how = agent or fresh(), Learning(rate=settings.rate)
         optimizer = optimizer_of(agent, how)
         learners = {name: Learner(agent, place, how, generator, optimizer) for name, place in episodes.items()}
+        for number, learner in enumerate(learners.values()):
+            progress.step(number, len(learners))
+            learner.recall(_explored(learner.episodes, settings.seed))
+        progress.stage("train")
         asked_for, rounds = {**asdict(settings), "models": [model.name for model in models]}, list[float]()
         for number in range(settings.rounds):
             rounds.append(_round(list(learners.values()), settings, number, progress))
@@ -147,22 +164,55 @@ def _check(
         check_outputs(model, out, force, kinds=())
 
 
-def _episodes(source: Source, shares: Sequence[float], progress: Progress) -> dict[str, Episodes]:
+def _file_of(prepared: Prepared, folder: Path) -> BinaryIO:
+    """Open the file for what is judged of a network, as long as no other training is at work with it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{name_of(identity(prepared))}.jsonl").open("ab")
+    except OSError as error:
+        raise InputError(f"--run {folder} cannot be written ({error.strerror}); give another") from error
+    take(file, folder)
+    return file
+
+
+def _episodes(
+    prepared: Prepared, shares: Sequence[float], kept: BinaryIO | None, progress: Progress
+) -> dict[str, Episodes]:
     """Make a place for episodes of a network at each share, from the ranking as it is."""
     from onnxprune.search.policy.environment import Episodes  # PyTorch takes seconds to load
 
-    prepared = prepare(source)
     channels, found = prepared.lossless.channels, dict[str, Episodes]()
+    name = prepared.source.path.name
     if not channels.groups:
-        raise InputError(f"{source.path.name} has nothing to prune; leave it out")
+        raise InputError(f"{name} has nothing to prune; leave it out")
     statistics = prepared.statistics(progress)
     worth = importance(Evidence(channels, 0, statistics), "obs")
-    judging = prepared.candidates(statistics)
+    judging: Judging = prepared.candidates(statistics)
+    if kept is not None:
+        judging = Journal(judging, read_entries(Path(kept.name)), append=partial(_append, kept))
     for share in shares:
         target = parse_target("macs", str(share), prepared.original_costs["macs"])
         problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)
-        found[f"{source.path.name} at {share:g}"] = Episodes(problem, descend(problem), LENGTH)
+        found[f"{name} at {share:g}"] = Episodes(problem, descend(problem), LENGTH)
     return found
+
+
+def _append(file: BinaryIO, entries: Sequence[Entry]) -> None:
+    file.write(to_lines(entries))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _explored(episodes: Episodes, seed: int) -> list[Plan]:
+    """Draw plans that differ much, so that something is known of every group before an agent has learned anything.
+
+    Whether errors of unlike groups compare is unknown: in some plans they count as they are, in others as much for what
+    they save as those of every other kind, in most something between.
+    """
+    problem, generator = episodes.problem, np.random.default_rng(seed)
+    trusted = np.linspace(0, 1, EXPLORED)[:, None] * np.log(by_kind(problem))
+    drawn = trusted + EXPLORED_SPREAD * generator.standard_normal(trusted.shape)
+    return [problem.plan(problem.fit(np.ones(len(problem.most)))), *map(episodes.space.plan, drawn)]
 
 
 def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, progress: Progress) -> float:

@@ -98,7 +98,7 @@ class Run:
             raise InputError(
                 f"the folder {place.folder} cannot be written ({error.strerror}); give another --run"
             ) from error
-        _take(lock, place.folder)
+        take(lock, place.folder)
         self._lock = lock  # from here on the folder is this run's
         self._entries = read_entries(place.folder / JUDGED)
         self._record = self._asked(place, read_record(place.folder), mine)
@@ -260,7 +260,7 @@ def _check_same(folder: Path, theirs: dict[str, str], mine: dict[str, str]) -> N
         )
 
 
-def _take(file: BinaryIO, folder: Path) -> None:
+def take(file: BinaryIO, folder: Path) -> None:
     """Let no other run into the folder as long as a file is open; where the system has no locks, nothing is done.
 
     Raises:

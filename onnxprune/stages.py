@@ -135,7 +135,7 @@ class Stages:
 
         Args:
             counts: (groups,) channels kept; all of them if left out.
-            extra: (groups, 2) what the caller knows of each group beside.
+            extra: (groups, 3) what the caller knows of each group beside.
 
         Returns:
             The stages; each belongs to the edges of the next.

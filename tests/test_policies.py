@@ -13,12 +13,18 @@ from cli_nets import IMAGE, branches, convs, residual, run, write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_greedy import Judged, channels_of, problem_of
+from test_policy import hard
 
 from onnxprune import policies
 from onnxprune.errors import InputError
+from onnxprune.judging import Candidates
+from onnxprune.plan import Plan
 from onnxprune.policies import PolicySettings, show_policy, train_policy
-from onnxprune.search import SearchSettings, gnn_rl
-from onnxprune.search.policy.learning import fresh, seeded
+from onnxprune.problem import Effort
+from onnxprune.search import SHIPPED, SearchSettings, gnn_rl
+from onnxprune.search.greedy import descend
+from onnxprune.search.policy.environment import Episodes
+from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.storing import load, save
 
 FEW = PolicySettings(shares=(0.6, 0.4), rounds=1)
@@ -105,6 +111,60 @@ def test_with_a_budget_a_policy_is_a_start_and_its_own_plan_is_among_those_judge
     assert min(error for _, error in problem.judging.full) == problem.judging.error(plan)
 
 
+def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: Path) -> None:
+    problem, best = hard(1)
+    with seeded(0) as generator:
+        agent, how = fresh(), Learning()
+        episodes = Episodes(problem, descend(problem), gnn_rl.LENGTH)
+        learner = Learner(agent, episodes, how, generator, optimizer_of(agent, how))
+        for _ in range(6):
+            learner.practise(8)
+            for _ in range(5):
+                learner.think(8)
+    save(agent, Path("p.safetensors"), {})
+    gained = {}
+    for policy in (Path("p.safetensors"), None):
+        problem, _ = hard(1)
+        assert isinstance(problem.judging, Judged)
+        plan = gnn_rl.search(problem, SearchSettings(12, policy=policy), lambda *_: None)
+        gained[policy is not None] = float(episodes.rewards([plan])[0])
+        assert (not problem.judging.probes) == (policy is not None)  # of single groups: what greedy looks at
+    assert gained[True] > 0.5 * best
+    assert gained[True] > gained[False]
+
+
+def test_a_policy_whose_own_plan_is_no_better_than_the_ranking_is_not_followed(folder: Path) -> None:
+    problem, _ = hard(2)
+    policy = stored("p.safetensors")
+    plan = gnn_rl.search(problem, SearchSettings(30, policy=policy), lambda *_: None)
+    assert isinstance(problem.judging, Judged)
+    assert problem.judging.probes
+    assert min(error for _, error in problem.judging.full) == problem.judging.error(plan)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 9])
+def test_no_more_plans_are_judged_than_the_budget_allows(folder: Path, budget: int) -> None:
+    problem, _ = hard(2)
+    plan = gnn_rl.search(problem, SearchSettings(budget, policy=stored("p.safetensors")), lambda *_: None)
+    assert problem.meets(plan.counts).all()
+    assert isinstance(problem.judging, Judged)
+    judged = {tuple(found.counts) for found, _ in [*problem.judging.full, *problem.judging.probes]}
+    assert len(judged) <= budget
+
+
+def test_the_policy_that_comes_with_the_package_serves_a_network_that_it_has_not_seen(folder: Path) -> None:
+    agent, notes = load(SHIPPED)
+    assert agent.shape == fresh().shape
+    assert notes["settings"]["models"]
+    assert SHIPPED.stat().st_size < 1e6
+    options = ("--flops", 0.4, "--data", "x.npy", "--search", "gnn_rl", "--budget", 1, "-o", "small.onnx")
+    outcome = run("compress", "residual.onnx", *options)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(Path("small.report.json").read_text())
+    assert report["settings"]["policy"] == "default"
+    assert report["target"]["macs"]["reached"] <= report["target"]["macs"]["limit"]
+
+
 def test_one_policy_is_trained_over_several_networks_and_a_seed_repeats_it(folder: Path) -> None:
     models = [folder / "convs.onnx", folder / "residual.onnx"]
     reports = [train_policy(models, Path(f"{n}.safetensors"), FEW, data=["x.npy"]) for n in (1, 2)]
@@ -136,6 +196,42 @@ def test_training_that_is_interrupted_leaves_the_policy_of_the_last_round(
     monkeypatch.setattr(policies, "_round", whole)
     again = train_policy([folder / "convs.onnx"], Path("q.safetensors"), FEW, data=["x.npy"], start=out)
     assert len(again.own) == 2
+
+
+def test_training_with_a_folder_goes_on_to_the_same_policy_and_judges_nothing_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[bytes] = []
+    once, settings = Candidates.errors, PolicySettings((0.5,), rounds=2)
+
+    def errors(self: Candidates, plans: list[Plan], *, effort: Effort = "quick") -> list[float]:
+        if len(judged) == stop_at:
+            raise KeyboardInterrupt
+        judged.extend(plan.counts.tobytes() for plan in plans)
+        return once(self, plans, effort=effort)
+
+    def train(name: str, run: str) -> bytes:
+        train_policy([folder / "convs.onnx"], Path(name), settings, data=["x.npy"], run=Path(run), force=True)
+        return Path(name).read_bytes()[-20_000:]
+
+    monkeypatch.setattr(Candidates, "errors", errors)
+    stop_at = -1
+    whole, plans = train("a.safetensors", "a"), len(judged)
+    judged.clear()
+    stop_at = plans // 2
+    with pytest.raises(KeyboardInterrupt):
+        train("b.safetensors", "b")
+    assert len(judged) == stop_at
+    stop_at = -1
+    assert train("b.safetensors", "b") == whole
+    assert len(judged) == plans
+    assert len(list(Path("b").iterdir())) == 1
+    (kept,) = Path("b").iterdir()
+    kept.write_bytes(b"no line of a run\n")
+    with pytest.raises(InputError, match="is damaged"):
+        train("b.safetensors", "b")
+    with pytest.raises(InputError, match=r"--run x\.npy cannot be written"):
+        train("c.safetensors", "x.npy")
 
 
 @pytest.mark.parametrize(

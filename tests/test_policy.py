@@ -301,7 +301,7 @@ def test_to_think_judges_nothing_and_brings_an_agent_to_what_it_knows() -> None:
 def test_an_agent_solves_what_an_agent_without_gradients_does_not(seed: int) -> None:
     problem, best = hard(seed)
     assert best > 0.1
-    assert played(problem, seed, 3e-3) > 0.5 * best
+    assert played(problem, seed, Learning().rate) > 0.5 * best
     assert played(problem, seed, 0.0) < 0.3 * best
 
 

@@ -8,6 +8,8 @@ ranking of all channels instead of being ratios, and every plan meets the target
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
 from onnxprune.search import Progress, SearchSettings, greedy
@@ -18,8 +20,9 @@ LENGTH = 2  # actions of an episode
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
     """Let an agent correct a plan and learn from what comes of it, as long as the budget lasts.
 
-    An agent that knows nothing starts from the greedy plan, which takes part of the budget. A trained policy starts
-    from the ranking as it is; where the budget is a single plan, that is the policy's own, and nothing is judged.
+    A trained policy starts from the ranking as it is; where the budget is a single plan, that is the policy's own, and
+    nothing is judged. An agent that knows nothing starts from the greedy plan, which takes part of the budget, and so
+    does the search where the policy's own plan is no better than those that need no policy.
     """
     if settings.preset == "paper":
         from onnxprune.search.policy.paper import search_as_paper  # PyTorch takes seconds to load
@@ -29,23 +32,23 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
     from onnxprune.search.policy.storing import load
 
-    how = Learning()
+    how, used, is_followed = Learning(), 0, False
     with seeded(settings.seed) as generator:
-        if settings.policy is None:
-            start, used = greedy.warm_start(problem, settings, progress)
-            episodes = Episodes(problem, start, LENGTH)
-            learner = Learner(fresh(), episodes, how, generator)
-        else:
+        if settings.policy is not None:
             agent, _ = load(settings.policy)
-            episodes = Episodes(problem, greedy.descend(problem), LENGTH)
-            learner = Learner(agent, episodes, how, generator)
+            learner = Learner(agent, Episodes(problem, greedy.descend(problem), LENGTH), how, generator)
+            own, by_kind = learner.own_plan(), problem.plan(greedy.descend(problem, greedy.by_kind(problem)))
+            if settings.budget == 1:
+                progress(1, 1)
+                return own
             learner.believe()
-            plan = learner.own_plan()
-            used = min(2, settings.budget)
+            gains = learner.recall([own, by_kind][: settings.budget - 1])
+            used, is_followed = 1 + len(gains), bool(gains[0] > 0 and gains[0] >= gains.max())
             progress(used, settings.budget)
-            if used < 2:
-                return plan
-            episodes.rewards([plan])
+        if not is_followed and used < settings.budget:
+            start, judged = greedy.warm_start(problem, replace(settings, budget=settings.budget - used), progress)
+            learner = Learner(fresh(), Episodes(problem, start, LENGTH), how, generator)
+            used += judged
         while used < settings.budget and not settings.stop():
             used += len(learner.practise(min(how.together, settings.budget - used)))
             progress(used, settings.budget)

@@ -16,14 +16,18 @@ import numpy as np
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.search.greedy import by_kind
 from onnxprune.search.policy.space import Space
 from onnxprune.stages import Stage, Stages
 
 LARGEST = 2.0  # log of what the action of an episode of one makes a group dearer, at most
 MOST_REWARD = 5.0  # an answer that is no number, or next to perfect, is worth no more than this
+LEAST_LOST = 1e-3  # of the variance of what layers answer
+MOST_KIND = 4.0  # log of what a kind of groups is told to be dearer than others, at most
 TINY = 1e-4  # of the error to start from: errors below are no better
-CONTEXT = ("step", "macs target", "params target", "other targets", "macs", "params")
-"""What an agent is told beside the graph: how far the episode is, then logarithms of shares of the original."""
+CONTEXT = ("step", "macs target", "params target", "other targets", "macs", "params", "lost")
+"""What an agent is told beside the graph: how far the episode is, logarithms of shares of the original, and of what the
+plan to start from loses."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Episodes:
         self.space = Space(problem, start)
         self.stages = Stages(problem.channels, problem.costs, problem.importance)
         self.largest = LARGEST / np.sqrt(length)  # so that actions drawn at random spread as far in any number of steps
-        self._kept_at_start = np.log(np.maximum(start, 1) / np.maximum(problem.most, 1))
+        kept_at_start = np.log(np.maximum(start, 1) / np.maximum(problem.most, 1))
+        self._known = kept_at_start, np.clip(np.log(by_kind(problem)), -MOST_KIND, MOST_KIND)
+        self._lost_at_start = np.log10(float(self.space.lost(start[None]).sum()) + LEAST_LOST)
         self.groups = len(start)
 
     @cached_property
@@ -80,7 +86,7 @@ class Episodes:
 
     def graph(self, state: State) -> tuple[Stage, ...]:
         """Draw a state."""
-        return self.stages.at(state.counts, np.stack([state.corrections, self._kept_at_start], axis=1))
+        return self.stages.at(state.counts, np.stack([state.corrections, *self._known], axis=1))
 
     def context(self, state: State) -> Floats:
         """Describe a state as a whole, see `CONTEXT`."""
@@ -89,7 +95,7 @@ class Episodes:
         others = [value for metric, value in targets.items() if metric not in ("macs", "params")]
         shares = [np.log(max(float(now[name][0]), 1) / max(original[name], 1)) for name in ("macs", "params")]
         found = (targets.get("macs", 0.0), targets.get("params", 0.0), min(others, default=0.0), *shares)
-        return np.asarray([state.step / self.length, *found])
+        return np.asarray([state.step / self.length, *found, self._lost_at_start])
 
     def rewards(self, plans: Sequence[Plan]) -> Floats:
         """Judge plans: how much smaller their errors are than that of the plan to start from, as a logarithm."""

@@ -139,6 +139,12 @@ class Learner:
         self.learn(steps, ends, rewards)
         return rewards
 
+    def recall(self, plans: Sequence[Plan]) -> Floats:
+        """Let plans be judged that no episode led to, and learn from them what groups matter; returns their rewards."""
+        rewards = self.episodes.rewards(plans)
+        self._credit.add([plan.counts for plan in plans], rewards)
+        return rewards
+
     def think(self, number: int) -> None:
         """Play some episodes that nobody judges, and learn from what the model of `Credit` says of them."""
         steps, ends = self.play(number)
