@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--policy", default="default", help="for gnn_rl")
+    parser.add_argument("--policy", help="for gnn_rl")
     parser.add_argument("--data", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--preprocess", default="cifar10")
@@ -74,7 +74,7 @@ def one(arguments: argparse.Namespace, model: Path, target: str, search: str, se
         {"macs": target},
         search="gnn_rl" if published else search,
         policy_preset="paper" if published else "default",
-        policy=arguments.policy if search == "gnn_rl" else "default",
+        policy=arguments.policy if search == "gnn_rl" else None,
         budget=arguments.budget,
         seed=seed,
         workers=arguments.workers,

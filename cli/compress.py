@@ -56,12 +56,7 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
     help="How widths are chosen: greedy (default with data), gnn_rl, evolution, amc, random, uniform (default else).",
 )
 @click.option(
-    "--policy",
-    default="default",
-    show_default=True,
-    metavar="FILE",
-    help="For gnn_rl: a trained policy to start from, default for the one that comes with onnxprune, or none. "
-    "--budget 1 takes its own plan.",
+    "--policy", metavar="FILE", help="For gnn_rl: a trained policy to start from; --budget 1 takes its own plan."
 )
 @click.option(
     "--policy-preset", default="default", show_default=True, help="For gnn_rl: default, or paper for it as published."
@@ -145,7 +140,7 @@ def compress(
     output: Path | None,
     max_drop: float | None,
     search: str | None,
-    policy: str,
+    policy: str | None,
     policy_preset: str,
     budget: int,
     time_limit: str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,7 @@ class Attempts:
             self._recall(problem)
         course = Course(problem, asked.budget, asked.time_limit, self._seconds, self._progress)
         assert asked.search is not None, "resolve chooses one"
-        policy = search.policy_file(asked.policy)
+        policy = None if asked.policy is None else Path(asked.policy)
         wanted = search.SearchSettings(asked.budget, asked.seed, course.stop, policy, asked.policy_preset)
         found = search.find(asked.search)(problem, wanted, course.step)
         plan = self._best_repaired(problem, found)

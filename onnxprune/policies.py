@@ -24,7 +24,7 @@ from onnxprune.progress import Progress, Quiet
 from onnxprune.runs import identity, name_of, take
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search.gnn_rl import LENGTH
-from onnxprune.search.greedy import by_kind, descend
+from onnxprune.search.greedy import descend
 from onnxprune.settings import CompressSettings, resolve
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _explored(episodes: Episodes, seed: int) -> list[Plan]:
     they save as those of every other kind, in most something between.
     """
     problem, generator = episodes.problem, np.random.default_rng(seed)
-    trusted = np.linspace(0, 1, EXPLORED)[:, None] * np.log(by_kind(problem))
+    trusted = np.linspace(0, 1, EXPLORED)[:, None] * episodes.kinds
     drawn = trusted + EXPLORED_SPREAD * generator.standard_normal(trusted.shape)
     return [problem.plan(problem.fit(np.ones(len(problem.most)))), *map(episodes.space.plan, drawn)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -345,6 +346,23 @@ class Problem:
         parts = [len(group.axes) for group in self.channels.groups]
         kept = sum(n * float(w[at].sum()) for n, w, at in zip(parts, self.importance, plan.kept, strict=True))
         return kept / max(sum(n * float(w.sum()) for n, w in zip(parts, self.importance, strict=True)), 1e-30)
+
+
+def by_kind(problem: Problem) -> Floats:
+    """Scale errors so that groups of each kind add as much for what they save as those of the others.
+
+    Of one kind are groups that are equally wide and touch as many axes equally often, such as the heads of all blocks
+    of a transformer; errors of unlike places need not compare (isomorphic pruning, Fang et al., 2024).
+    """
+    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, group in enumerate(problem.channels.groups):
+        kinds[group.width, tuple(sorted(group.multiplicity.tolist()))].append(position)
+    saved = problem.saved_by_all()
+    scale = np.ones(len(problem.widths))
+    for members in kinds.values():
+        error = sum(float(problem.importance[m].sum()) for m in members)
+        scale[members] = sum(float(saved[m]) for m in members) / max(error, 1e-30)
+    return scale / max(float(np.median(scale)), 1e-30)
 
 
 def step_of(group: Group, align: Align) -> int:

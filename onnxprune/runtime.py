@@ -17,6 +17,7 @@ from onnxprune.model import write_beside
 from onnxprune.weights import Array, byte_size, is_external
 
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+PRECISE_OPTION = "session.x64quantprecision"
 LARGE = 64_000_000  # bytes of weights
 BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
@@ -31,6 +32,8 @@ class Session:
         folder: where the external data of a model in memory lies.
         threads: intra-op threads; None leaves the choice to onnxruntime.
         optimize: whether onnxruntime may rewrite the graph.
+        saturates: whether sums of products of 8 bits may be cut off at 16 bits, as the fastest kernels for x86
+            processors without VNNI do.
 
     Raises:
         InputError: onnxruntime cannot load the model.
@@ -43,6 +46,7 @@ class Session:
         folder: Path | None = None,
         threads: int | None = None,
         optimize: bool = True,
+        saturates: bool = True,
     ) -> None:
         import onnxruntime as ort
 
@@ -50,6 +54,8 @@ class Session:
         options.log_severity_level = 4
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not saturates:
+            options.add_session_config_entry(PRECISE_OPTION, "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if isinstance(model, Path) and _ir_version(model) > MAX_IR_VERSION:

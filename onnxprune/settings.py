@@ -21,7 +21,7 @@ class CompressSettings:
         targets: metric (``macs``, ``params``) to a fraction or an absolute value, as text.
         max_drop: in place of targets, the points of accuracy (or agreement) that may be lost.
         search: name of a search; None chooses by whether there is data.
-        policy: file of the policy that `gnn_rl` starts from, or one of `POLICIES`.
+        policy: file of the policy that `gnn_rl` starts from; None: it starts from the greedy plan and knows nothing.
         policy_preset: ``default``, or ``paper`` for `gnn_rl` as it was published.
         budget: candidates the search may judge.
         time_limit: seconds that the search may take, over all its interruptions; None: as many as it needs.
@@ -46,7 +46,7 @@ class CompressSettings:
     targets: dict[str, str] = field(default_factory=dict)
     max_drop: float | None = None
     search: str | None = None
-    policy: str = "default"
+    policy: str | None = None
     policy_preset: str = "default"
     budget: int = 100
     time_limit: float | None = None
@@ -109,7 +109,7 @@ def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
         )
     if not has_data and chosen.finetune_epochs:
         raise InputError("--finetune-epochs needs samples to train on; give --data")
-    if chosen.policy not in search.POLICIES:  # a run may go on from another working folder
+    if chosen.policy is not None:  # a run may go on from another working folder
         chosen = replace(chosen, policy=str(Path(chosen.policy).absolute()))
     return chosen if has_data else replace(chosen, repair="none")
 
@@ -131,11 +131,11 @@ def _check(settings: CompressSettings) -> None:
     ):
         if value not in choices:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")
-    if settings.search != "gnn_rl" and (settings.policy, settings.policy_preset) != ("default", "default"):
+    if settings.search != "gnn_rl" and (settings.policy is not None or settings.policy_preset != "default"):
         raise InputError(f"--search {settings.search} has no policy; leave --policy and --policy-preset to gnn_rl")
-    if settings.policy not in search.POLICIES and settings.policy_preset != "default":
+    if settings.policy is not None and settings.policy_preset != "default":
         raise InputError("--policy-preset paper learns from nothing each time; leave --policy out")
-    if settings.policy not in search.POLICIES and not Path(settings.policy).is_file():
+    if settings.policy is not None and not Path(settings.policy).is_file():
         raise InputError(f"--policy {settings.policy}: no such file; make one with `onnxprune policy train`")
     if settings.budget < 1:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")

@@ -189,7 +189,7 @@ def _answers(channels: Channels, cut: ModelProto, feeds: list[dict[str, Array]],
     taps = [ValueInfoProto(name=name) for name in bounded(channels).values()]
     cut.graph.output.extend(taps)
     try:
-        session = runtime.Session(cut, folder=channels.model.folder, threads=1, optimize=optimize)
+        session = runtime.Session(cut, folder=channels.model.folder, threads=1, optimize=optimize, saturates=False)
         return [session.run(feed) for feed in feeds]
     except InputError as error:
         raise VerifyError(f"the cut model does not run: {error}") from error
@@ -206,7 +206,7 @@ def _reference(channels: Channels, plan: Plan, feeds: list[dict[str, Array]], op
             file = Path(folder) / "zeroed.onnx"
             zeroed(channels, keep, file, only_contracted)
             try:
-                session = runtime.Session(file, threads=1, optimize=optimize)
+                session = runtime.Session(file, threads=1, optimize=optimize, saturates=False)
                 answers = [session.run(feed) for feed in feeds]
             except InputError as error:
                 raise InputError(f"{error}; --verify none compresses a model that onnxruntime cannot run") from error

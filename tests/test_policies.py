@@ -21,7 +21,7 @@ from onnxprune.judging import Candidates
 from onnxprune.plan import Plan
 from onnxprune.policies import PolicySettings, show_policy, train_policy
 from onnxprune.problem import Effort
-from onnxprune.search import SHIPPED, SearchSettings, gnn_rl
+from onnxprune.search import SearchSettings, gnn_rl
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.environment import Episodes
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
@@ -142,6 +142,14 @@ def test_a_policy_whose_own_plan_is_no_better_than_the_ranking_is_not_followed(f
     assert min(error for _, error in problem.judging.full) == problem.judging.error(plan)
 
 
+@pytest.mark.parametrize("policy", [False, True])
+def test_a_target_that_is_met_at_once_leaves_every_channel(folder: Path, policy: bool) -> None:
+    problem = problem_of(channels_of(branches()), judging=Judged(), macs=1.0)
+    given = stored("p.safetensors") if policy else None
+    plan = gnn_rl.search(problem, SearchSettings(12, policy=given), lambda *_: None)
+    assert plan.counts.tolist() == problem.most.tolist()
+
+
 @pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 9])
 def test_no_more_plans_are_judged_than_the_budget_allows(folder: Path, budget: int) -> None:
     problem, _ = hard(2)
@@ -150,19 +158,6 @@ def test_no_more_plans_are_judged_than_the_budget_allows(folder: Path, budget: i
     assert isinstance(problem.judging, Judged)
     judged = {tuple(found.counts) for found, _ in [*problem.judging.full, *problem.judging.probes]}
     assert len(judged) <= budget
-
-
-def test_the_policy_that_comes_with_the_package_serves_a_network_that_it_has_not_seen(folder: Path) -> None:
-    agent, notes = load(SHIPPED)
-    assert agent.shape == fresh().shape
-    assert notes["settings"]["models"]
-    assert SHIPPED.stat().st_size < 1e6
-    options = ("--flops", 0.4, "--data", "x.npy", "--search", "gnn_rl", "--budget", 1, "-o", "small.onnx")
-    outcome = run("compress", "residual.onnx", *options)
-    assert outcome.code == 0, outcome.err
-    report = json.loads(Path("small.report.json").read_text())
-    assert report["settings"]["policy"] == "default"
-    assert report["target"]["macs"]["reached"] <= report["target"]["macs"]["limit"]
 
 
 def test_one_policy_is_trained_over_several_networks_and_a_seed_repeats_it(folder: Path) -> None:

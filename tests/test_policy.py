@@ -22,7 +22,7 @@ from onnxprune.search import SearchSettings, evolution, gnn_rl
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import batch
-from onnxprune.search.policy.environment import Episodes, PruningEnv
+from onnxprune.search.policy.environment import CONTEXT, Episodes, PruningEnv
 from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
 from onnxprune.search.policy.space import Space
 
@@ -168,7 +168,7 @@ def test_what_a_stage_embeds_reaches_the_stages_above() -> None:
     for level in levels:
         level.nodes.requires_grad_()
         level.features.requires_grad_()
-    said = agent(levels, torch.zeros(1, 6))
+    said = agent(levels, torch.zeros(1, len(CONTEXT)))
     (said.mean.sum() + said.value.sum()).backward()
     for level in levels:
         assert level.nodes.grad is not None

@@ -50,7 +50,6 @@ def test_the_published_preset_and_a_policy_of_other_networks_give_plans_that_mee
         (["gnn_rl", "--policy", "p.safetensors"], "no such file"),
         (["gnn_rl", "--policy-preset", "best"], "choose one of default, paper"),
         (["gnn_rl", "--policy", "x.npy", "--policy-preset", "paper"], "leave --policy out"),
-        (["evolution", "--policy", "none"], "--search evolution has no policy"),
         (["gnn_rl", "--policy", "x.npy"], "cannot be read"),
     ],
     ids=str,

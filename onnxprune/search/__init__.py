@@ -34,12 +34,6 @@ class SearchSettings:
 PRESETS = ("default", "paper")
 """How `gnn_rl` plays and learns: as here, or as it was published."""
 
-POLICIES = ("default", "none")
-"""What may be named in place of a policy's file: the policy that comes with this package, or one that knows nothing."""
-
-SHIPPED = Path(__file__).with_name("policy") / "default.safetensors"
-"""The policy that comes with this package; ``models/small.py`` tells how it was trained."""
-
 Progress = Callable[[int, int], None]
 """Told how many candidates are done, of how many."""
 
@@ -49,12 +43,6 @@ Search = Callable[[Problem, SearchSettings, Progress], Plan]
 def names() -> list[str]:
     """List the searches."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-
-
-def policy_file(text: str) -> Path | None:
-    """Find the file of a policy, given by its path or as one of `POLICIES`."""
-    named = {"default": SHIPPED, "none": None}
-    return named[text] if text in named else Path(text)
 
 
 def find(name: str) -> Search:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Problem
+from onnxprune.problem import Problem, by_kind
 from onnxprune.search import Progress, SearchSettings, greedy
 
 LENGTH = 2  # actions of an episode
@@ -37,12 +37,12 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         if settings.policy is not None:
             agent, _ = load(settings.policy)
             learner = Learner(agent, Episodes(problem, greedy.descend(problem), LENGTH), how, generator)
-            own, by_kind = learner.own_plan(), problem.plan(greedy.descend(problem, greedy.by_kind(problem)))
+            own, alike = learner.own_plan(), problem.plan(greedy.descend(problem, by_kind(problem)))
             if settings.budget == 1:
                 progress(1, 1)
                 return own
             learner.believe()
-            gains = learner.recall([own, by_kind][: settings.budget - 1])
+            gains = learner.recall([own, alike][: settings.budget - 1])
             used, is_followed = 1 + len(gains), bool(gains[0] > 0 and gains[0] >= gains.max())
             progress(used, settings.budget)
         if not is_followed and used < settings.budget:

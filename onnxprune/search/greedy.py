@@ -7,14 +7,13 @@ both measures give a plan each, and the plan whose repaired model answers best w
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.problem import Counts, Floats, Problem, by_kind
 from onnxprune.search import Progress, SearchSettings
 
 PROBE = 0.5  # of a group that is cut to measure what its errors mean for the answers
@@ -102,23 +101,6 @@ def sensitivities(
     finite = ratios[np.isfinite(ratios) & (ratios > 0)]
     middle = float(np.median(finite)) if len(finite) else 1.0
     return np.clip(np.nan_to_num(ratios / middle, nan=1.0, posinf=1e4), 1e-4, 1e4)
-
-
-def by_kind(problem: Problem) -> Floats:
-    """Scale errors so that groups of each kind add as much for what they save as those of the others.
-
-    Of one kind are groups that are equally wide and touch as many axes equally often, such as the heads of all blocks
-    of a transformer; errors of unlike places need not compare (isomorphic pruning, Fang et al., 2024).
-    """
-    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, group in enumerate(problem.channels.groups):
-        kinds[group.width, tuple(sorted(group.multiplicity.tolist()))].append(position)
-    saved = problem.saved_by_all()
-    scale = np.ones(len(problem.widths))
-    for members in kinds.values():
-        error = sum(float(problem.importance[m].sum()) for m in members)
-        scale[members] = sum(float(saved[m]) for m in members) / max(error, 1e-30)
-    return scale / max(float(np.median(scale)), 1e-30)
 
 
 def descend(problem: Problem, scale: Floats | None = None) -> Counts:

@@ -344,8 +344,8 @@ def zero_point(b: Builder, value: int = 128, dtype: Any = np.uint8) -> str:
 
 
 def whole(b: Builder, *shape: int, dtype: Any = np.int8) -> str:
-    """Store random whole numbers."""
-    low, high = {np.int8: (-100, 100), np.uint8: (20, 230), np.int32: (-9000, 9000)}[dtype]
+    """Store random whole numbers; signed weights of 7 bits, with which no kernel of any processor saturates."""
+    low, high = {np.int8: (-64, 64), np.uint8: (20, 230), np.int32: (-9000, 9000)}[dtype]
     return b.store(b.rng.integers(low, high, shape), dtype)
 
 
@@ -744,6 +744,18 @@ def test_a_cut_net_equals_the_original_without_the_removed_slices(name: str) -> 
 def test_verify_agrees(name: str) -> None:
     proto = CASES[name][0]()
     found = find(proto)
+    plan = oracle.random_plan(found, 1)
+    assert "equal" in verify.verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
+
+
+def test_verify_agrees_where_weights_of_8_bits_would_saturate_on_some_processors() -> None:
+    b = Builder()
+    around = [scale(b), zero_point(b, 0)]
+    x = b.node("QuantizeLinear", b.stem(8), *around)
+    for outputs, inputs in ((12, 8), (4, 12)):
+        weight = b.store(b.rng.choice([-127, 127], (outputs, inputs, 3, 3)), np.int8)
+        x = b.node("QLinearConv", x, *around, weight, scale(b), zero_point(b, 0, np.int8), *around)
+    found = find(b.done(b.node("DequantizeLinear", x, *around)))
     plan = oracle.random_plan(found, 1)
     assert "equal" in verify.verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
 

@@ -15,8 +15,7 @@ import gymnasium
 import numpy as np
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Counts, Floats, Problem
-from onnxprune.search.greedy import by_kind
+from onnxprune.problem import Counts, Floats, Problem, by_kind
 from onnxprune.search.policy.space import Space
 from onnxprune.stages import Stage, Stages
 
@@ -55,6 +54,7 @@ class Episodes:
 
     Attributes:
         largest: log of what one action makes a group dearer, at most.
+        kinds: (groups,) corrections with which the errors of every kind of group count alike, see `by_kind`.
     """
 
     def __init__(self, problem: Problem, start: Counts, length: int) -> None:
@@ -62,8 +62,8 @@ class Episodes:
         self.space = Space(problem, start)
         self.stages = Stages(problem.channels, problem.costs, problem.importance)
         self.largest = LARGEST / np.sqrt(length)  # so that actions drawn at random spread as far in any number of steps
-        kept_at_start = np.log(np.maximum(start, 1) / np.maximum(problem.most, 1))
-        self._known = kept_at_start, np.clip(np.log(by_kind(problem)), -MOST_KIND, MOST_KIND)
+        self.kinds = np.log(np.clip(by_kind(problem), *np.exp([-MOST_KIND, MOST_KIND])))
+        self._kept_at_start = np.log(np.maximum(start, 1) / np.maximum(problem.most, 1))
         self._lost_at_start = np.log10(float(self.space.lost(start[None]).sum()) + LEAST_LOST)
         self.groups = len(start)
 
@@ -86,7 +86,7 @@ class Episodes:
 
     def graph(self, state: State) -> tuple[Stage, ...]:
         """Draw a state."""
-        return self.stages.at(state.counts, np.stack([state.corrections, *self._known], axis=1))
+        return self.stages.at(state.counts, np.stack([state.corrections, self._kept_at_start, self.kinds], axis=1))
 
     def context(self, state: State) -> Floats:
         """Describe a state as a whole, see `CONTEXT`."""
