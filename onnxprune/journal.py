@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -158,6 +158,13 @@ def read_entries(path: Path) -> list[Entry]:
 def to_lines(entries: Sequence[Entry]) -> bytes:
     """Write entries as lines of JSON."""
     return b"".join(json.dumps(vars(entry), allow_nan=False).encode() + b"\n" for entry in entries)
+
+
+def append_entries(file: BinaryIO, entries: Sequence[Entry]) -> None:
+    """Add entries to a file, so that they are there whenever this process ends."""
+    file.write(to_lines(entries))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def pareto(errors: npt.ArrayLike, costs: npt.ArrayLike) -> list[int]:

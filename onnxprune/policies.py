@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
-from onnxprune.journal import Entry, Journal, read_entries, to_lines
+from onnxprune.journal import Journal, append_entries, read_entries
 from onnxprune.outputs import check_outputs
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared, Source, prepare
@@ -189,18 +188,12 @@ def _episodes(
     worth = importance(Evidence(channels, 0, statistics), "obs")
     judging: Judging = prepared.candidates(statistics)
     if kept is not None:
-        judging = Journal(judging, read_entries(Path(kept.name)), append=partial(_append, kept))
+        judging = Journal(judging, read_entries(Path(kept.name)), append=partial(append_entries, kept))
     for share in shares:
         target = parse_target("macs", str(share), prepared.original_costs["macs"])
         problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)
         found[f"{name} at {share:g}"] = Episodes(problem, descend(problem), LENGTH)
     return found
-
-
-def _append(file: BinaryIO, entries: Sequence[Entry]) -> None:
-    file.write(to_lines(entries))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _explored(episodes: Episodes, seed: int) -> list[Plan]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ import numpy as np
 
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError
 from onnxprune.files import replace_json
-from onnxprune.journal import Entry, Journal, pareto, read_entries, to_lines
+from onnxprune.journal import Entry, Journal, append_entries, pareto, read_entries
 from onnxprune.metrics import METRICS
 from onnxprune.prepare import Prepared
 from onnxprune.problem import Judging, Problem
@@ -166,9 +165,7 @@ class Run:
         self.begin()
         if entries and self._place is not None:
             with (self.folder / JUDGED).open("ab") as file:
-                file.write(to_lines(entries))
-                file.flush()
-                os.fsync(file.fileno())
+                append_entries(file, entries)
 
     def _mark(self, state: State) -> None:
         assert self._record is not None

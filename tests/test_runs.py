@@ -24,7 +24,7 @@ import onnxprune
 from onnxprune import CompressSettings, finish, judging, outputs, pipeline, runs
 from onnxprune.course import TIME_IS_UP
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError, TargetError, VerifyError
-from onnxprune.journal import Entry, read_entries
+from onnxprune.journal import Entry, read_entries, to_lines
 
 BASE = ("compress", "model.onnx", "--flops", 0.5, "--data", "x.npy", "--align", 1)
 RANDOM = ("--search", "random", "--budget", 12)
@@ -198,7 +198,7 @@ def tearing(number: int) -> Callable[..., None]:
         if entries and next(calls) == number:
             self.begin()
             with (self.folder / runs.JUDGED).open("ab") as file:
-                file.write(runs.to_lines(entries)[:-9])
+                file.write(to_lines(entries)[:-9])
             kill()
         real(self, entries)
 
@@ -556,7 +556,7 @@ def test_time_that_was_spent_before_an_interrupt_counts(interrupted: Path) -> No
     content, spent = record("kept"), [replace(entry, seconds=3600.0) for entry in lines("kept")]
     content["settings"]["time_limit"] = 1800.0
     Path("kept", runs.ASKED).write_text(json.dumps(content))
-    Path("kept", runs.JUDGED).write_bytes(runs.to_lines(spent))
+    Path("kept", runs.JUDGED).write_bytes(to_lines(spent))
     passed("compress", "model.onnx", "--resume", "--run", "kept")
     assert report()["search"]["stopped"] == TIME_IS_UP
     assert report()["search"]["seconds"] > 3600
@@ -707,7 +707,7 @@ def test_a_damaged_line_is_an_error_and_lines_of_other_groups_are_passed_over(in
     file.write_bytes(sound + b"{}\n")
     assert "line 6 of kept/judged.jsonl is damaged" in failed(2, "compress", "model.onnx", "--resume", "--run", "kept")
     strange = [Entry("a", "quick", 0.0, counts, 1.0) for counts in ((), (1,), (10**9, 10**9), (-1, 3))]
-    file.write_bytes(sound + runs.to_lines(strange))
+    file.write_bytes(sound + to_lines(strange))
     Path("kept", runs.ASKED).write_text(json.dumps({**record("kept"), "state": "finished"}))
     passed(*SEARCH, "-o", "small.onnx", "--run", "kept")
     plans = json.loads(Path("kept", runs.PARETO).read_text())["plans"]

@@ -37,10 +37,11 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         if settings.policy is not None:
             agent, _ = load(settings.policy)
             learner = Learner(agent, Episodes(problem, greedy.descend(problem), LENGTH), how, generator)
-            own, alike = learner.own_plan(), problem.plan(greedy.descend(problem, by_kind(problem)))
+            own = learner.own_plan()
             if settings.budget == 1:
                 progress(1, 1)
                 return own
+            alike = problem.plan(greedy.descend(problem, by_kind(problem)))
             learner.believe()
             gains = learner.recall([own, alike][: settings.budget - 1])
             used, is_followed = 1 + len(gains), bool(gains[0] > 0 and gains[0] >= gains.max())
