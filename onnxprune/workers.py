@@ -48,13 +48,10 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        children = set(multiprocessing.active_children()) - self._others
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
         if kind is not None:  # a plan may take minutes, and nobody waits for it any more
-            for child in children:
+            for child in set(multiprocessing.active_children()) - self._others:
                 child.terminate()
-            for child in children:
-                child.join()
+        self._pool.shutdown(cancel_futures=True)  # it waits for its processes: two who wait take each other's answer
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
