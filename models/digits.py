@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,15 @@ def digits() -> tuple[Split, Split, Split]:
     return train, calibration, test
 
 
-def train_digits(net: nn.Module, data: Split, epochs: int) -> nn.Module:
-    """Train a network from a fixed seed; return it in eval mode."""
+def train_net(net: nn.Module, data: Split, epochs: int, show: Callable[[Tensor, torch.Generator], Tensor]) -> nn.Module:
+    """Train a network from a fixed seed; return it in eval mode.
+
+    Args:
+        net: it is changed.
+        data: to train on.
+        epochs: times that every image is seen.
+        show: changes a batch of images a little each time.
+    """
     net.train()
     generator = torch.Generator().manual_seed(_SEED)
     steps = -(-len(data.y) // _BATCH)
@@ -80,7 +87,7 @@ def train_digits(net: nn.Module, data: Split, epochs: int) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_RATE, epochs=epochs, steps_per_epoch=steps)
     for _ in range(epochs):
         for picked in torch.split(torch.randperm(len(data.y), generator=generator), _BATCH):
-            loss = F.cross_entropy(net(_shift(data.x[picked], generator)), data.y[picked])
+            loss = F.cross_entropy(net(show(data.x[picked], generator)), data.y[picked])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -99,7 +106,7 @@ def write_demo(folder: Path, epochs: int = _EPOCHS) -> float:
     train, calibration, test = digits()
     make_folder(folder)
     net = initialize(resnet(_SHAPE, _CLASSES, Basic, _BLOCKS, _WIDTHS), _SHAPE, _SEED)
-    train_digits(net, train, epochs)
+    train_net(net, train, epochs, shift)
     write_onnx(net, _SHAPE, folder / MODEL_FILE)
     write_split(calibration, folder / CALIBRATION_FILE)
     write_split(test, folder / TEST_FILE)
@@ -114,7 +121,7 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"cannot make the folder {folder} ({error.strerror}); name another one") from error
 
 
-def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
+def shift(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move a batch by up to one pixel each way: few images, so show them in more than one place."""
     down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
     return F.pad(images, (right, -right, down, -down))

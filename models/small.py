@@ -1,13 +1,15 @@
-"""Small networks of the zoo's families, trained on the handwritten digits of scikit-learn: what the policy learns from.
+"""Small networks of the zoo's families, trained on small images: what the policy learns from.
 
-Run ``python -m onnxprune.models.small OUT_DIR``, then
-``onnxprune policy train OUT_DIR/*.onnx --data OUT_DIR/digits.npz -o OUT_DIR/policy.safetensors``.
+Run ``python -m onnxprune.models.small OUT_DIR --data photographs.npz``, then
+``onnxprune policy train OUT_DIR/*.onnx --data OUT_DIR/images.npz -o OUT_DIR/policy.safetensors``. Without photographs
+they are trained on the handwritten digits of scikit-learn, which leave so much to spare that little is to be learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -15,15 +17,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from onnxprune.arrays import read_file
+from onnxprune.errors import InputError
+from onnxprune.training.augment import augment
+
 from . import lay_out
-from .digits import Split, accuracy, digits, ending_with_errors, make_folder, train_digits, write_split
+from .digits import Split, accuracy, digits, ending_with_errors, make_folder, shift, train_net, write_split
 from .exporter import write_onnx
 from .initial import untrained
 
-DATA_FILE = "digits.npz"
+DATA_FILE = "images.npz"
 SIDE = 16  # pixels: digits are shown twice as large, so that networks can halve them as often as they do photographs
-SHAPE, CLASSES = (1, SIDE, SIDE), 10
-EPOCHS = 25
+EPOCHS, PHOTOGRAPH_EPOCHS = 25, 12
+PHOTOGRAPHS, TESTED, KEPT = 25_000, 2_000, 4_000  # images to train on, to test with, and those of the former that stay
 SEED = 0
 
 
@@ -45,10 +51,10 @@ NETWORKS = {
 }
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build one of the networks with the weights that its training starts from."""
     found = NETWORKS[name]
-    return untrained(lay_out(found.file, SHAPE, CLASSES, found.options), SEED)
+    return untrained(lay_out(found.file, shape, classes, found.options), SEED)
 
 
 def enlarged(data: Split) -> Split:
@@ -56,29 +62,59 @@ def enlarged(data: Split) -> Split:
     return Split(F.interpolate(data.x, size=(SIDE, SIDE), mode="bilinear"), data.y)
 
 
-def write_small(folder: Path, name: str, train: Split, test: Split) -> float:
+def photographs(path: Path) -> tuple[Split, Split]:
+    """Read photographs, and make them small; the last ones are to test with.
+
+    Args:
+        path: an .npz with ``x``, bytes (samples, height, width, 3), and ``y``, the numbers of their classes.
+    """
+    arrays, _ = read_file(path, ["x", "y"])
+    if set(arrays) != {"x", "y"} or arrays["x"].shape[-1:] != (3,) or arrays["x"].ndim != 4:
+        raise InputError(f"--data {path}: give an .npz with x (samples, height, width, 3) and y, their classes")
+    if len(arrays["x"]) < 2 * TESTED or arrays["x"].dtype != "uint8" or len(arrays["x"]) != len(arrays["y"]):
+        raise InputError(f"--data {path}: x must hold bytes, as many images as y has classes, {2 * TESTED} at least")
+    order = torch.randperm(len(arrays["x"]), generator=torch.Generator().manual_seed(SEED))[: PHOTOGRAPHS + TESTED]
+    pixels = torch.from_numpy(arrays["x"])[order].permute(0, 3, 1, 2).float()
+    pixels = F.adaptive_avg_pool2d(pixels, SIDE)
+    pixels = (pixels - pixels.mean((0, 2, 3), keepdim=True)) / pixels.std((0, 2, 3), keepdim=True)
+    y = torch.from_numpy(arrays["y"])[order].long()
+    return Split(pixels[:-TESTED], y[:-TESTED]), Split(pixels[-TESTED:], y[-TESTED:])
+
+
+def write_small(folder: Path, name: str, train: Split, test: Split, photos: bool) -> float:
     """Train a network and write it; returns its test accuracy."""
-    net = train_digits(build(name), train, EPOCHS)
-    write_onnx(net, SHAPE, folder / f"{name}.onnx")
+    show = partial(augment, how="small") if photos else shift
+    _, channels, height, width = train.x.shape
+    shape = channels, height, width
+    net = build(name, shape, int(train.y.max()) + 1)
+    train_net(net, train, PHOTOGRAPH_EPOCHS if photos else EPOCHS, lambda x, generator: show(x, generator=generator))
+    write_onnx(net, shape, folder / f"{name}.onnx")
     return accuracy(net, test)
 
 
 @click.command()
 @click.argument("out_dir", type=click.Path(path_type=Path))
-def main(out_dir: Path) -> None:
-    """Train small networks on handwritten digits; write them and their training images to OUT_DIR.
+@click.option("--data", type=click.Path(path_type=Path), help="Photographs: .npz with x, bytes, channels last, and y.")
+@click.option("--only", multiple=True, type=click.Choice(list(NETWORKS)), help="Networks to train; by default all.")
+def main(out_dir: Path, data: Path | None, only: tuple[str, ...]) -> None:
+    """Train small networks on small images; write them and some of their training images to OUT_DIR.
 
-    Example: python -m onnxprune.models.small small
+    Example: python -m onnxprune.models.small small --data cifar10_train.npz
     """
     with ending_with_errors():
         make_folder(out_dir)
-        train, calibration, test = (enlarged(part) for part in digits())
-        parts = (torch.cat([train.x, calibration.x]), torch.cat([train.y, calibration.y]))
-        write_split(Split(*parts), out_dir / DATA_FILE)
-        for name in NETWORKS:
+        if data is None:
+            parts = [enlarged(part) for part in digits()]
+            train = Split(torch.cat([part.x for part in parts[:2]]), torch.cat([part.y for part in parts[:2]]))
+            test = parts[2]
+        else:
+            train, test = photographs(data)
+        write_split(Split(train.x[:KEPT], train.y[:KEPT]), out_dir / DATA_FILE)
+        wanted = only or tuple(NETWORKS)
+        for name in wanted:
             if not (out_dir / f"{name}.onnx").exists():
-                click.echo(f"{name}: test accuracy {write_small(out_dir, name, train, test):.2%}")
-    click.echo(f"wrote {', '.join(NETWORKS)} and {DATA_FILE} to {out_dir}")
+                click.echo(f"{name}: test accuracy {write_small(out_dir, name, train, test, data is not None):.2%}")
+    click.echo(f"wrote {', '.join(wanted)} and {DATA_FILE} to {out_dir}")
 
 
 if __name__ == "__main__":

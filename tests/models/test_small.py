@@ -13,12 +13,12 @@ from onnxprune.models import small
 
 
 @pytest.mark.parametrize("name", small.NETWORKS)
-def test_every_network_is_built_alike_each_time_and_takes_digits(name: str) -> None:
-    one, other = small.build(name), small.build(name)
-    image = torch.rand(2, *small.SHAPE)
+def test_every_network_is_built_alike_each_time_and_takes_small_images(name: str) -> None:
+    one, other = (small.build(name, (3, small.SIDE, small.SIDE), 7) for _ in range(2))
+    image = torch.rand(2, 3, small.SIDE, small.SIDE)
     with torch.no_grad():
         torch.testing.assert_close(one(image), other(image), rtol=0, atol=0)
-        assert one(image).shape == (2, small.CLASSES)
+        assert one(image).shape == (2, 7)
 
 
 def test_the_command_writes_trained_networks_and_their_images_once(
@@ -37,6 +37,38 @@ def test_the_command_writes_trained_networks_and_their_images_once(
     assert inspect(tmp_path / "small" / "resnet14.onnx").groups
     again = CliRunner().invoke(small.main, [str(tmp_path / "small")])
     assert "test accuracy" not in again.output
+
+
+def test_photographs_are_made_small_and_what_is_tested_with_is_not_trained_on(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(5_000) % 3
+    pixels = generator.integers(0, 80, (5_000, 20, 24, 3), np.uint8) + 80 * labels[:, None, None, None].astype(np.uint8)
+    np.savez(tmp_path / "photographs.npz", x=pixels, y=labels)
+    train, test = small.photographs(tmp_path / "photographs.npz")
+    assert train.x.shape == (3_000, 3, 16, 16)
+    assert test.x.shape == (2_000, 3, 16, 16)
+    x, y = torch.cat([train.x, test.x]), torch.cat([train.y, test.y])
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
+    brightness = x.mean((1, 2, 3))
+    assert y[brightness.argsort()].tolist() == sorted(labels)  # each image has its own label still
+    assert len(x.flatten(1).unique(dim=0)) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x": np.zeros((5_000, 8, 8, 3), np.uint8)}, "and y, their classes"),
+        ({"x": np.zeros((5_000, 8, 8), np.uint8), "y": np.zeros(5_000, int)}, "samples, height, width, 3"),
+        ({"x": np.zeros((50, 8, 8, 3), np.uint8), "y": np.zeros(50, int)}, "4000 at least"),
+        ({"x": np.zeros((5_000, 8, 8, 3), np.float32), "y": np.zeros(5_000, int)}, "bytes"),
+    ],
+)
+def test_photographs_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
+    np.savez(tmp_path / "photographs.npz", **arrays)  # type: ignore[arg-type]
+    result = CliRunner().invoke(small.main, [str(tmp_path / "small"), "--data", str(tmp_path / "photographs.npz")])
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
