@@ -44,6 +44,7 @@ class Small:
 NETWORKS = {
     "resnet14": Small("cifar_resnet", {"depth": 14}),
     "resnet26": Small("cifar_resnet", {"depth": 26}),
+    "resnet38": Small("cifar_resnet", {"depth": 38}),
     "mobilenet_v1": Small("mobilenet", {"version": 1}),
     "shufflenet_v1_g3": Small("shufflenet_v1", {"groups": 3}),
     "shufflenet_v2_x0_5": Small("shufflenet_v2", {"width": 0.5}),

@@ -114,7 +114,9 @@ def train_policy(
             progress.stage(f"load {model.name}")
             asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
             prepared = prepare(Source(model, asked, samples, preprocess, label_offset))
-            kept = None if run is None else stack.enter_context(_file_of(prepared, run))
+            kept = None
+            if run is not None:
+                kept = stack.enter_context(take(run / f"{name_of(identity(prepared))}.jsonl"))
             episodes |= _episodes(prepared, settings.shares, kept, progress)
         progress.stage("explore")
         agent, how = agent or fresh(), Learning(rate=settings.rate)
@@ -161,17 +163,6 @@ def _check(
         )
     for model in models:
         check_outputs(model, out, force, kinds=())
-
-
-def _file_of(prepared: Prepared, folder: Path) -> BinaryIO:
-    """Open the file for what is judged of a network, as long as no other training is at work with it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f"{name_of(identity(prepared))}.jsonl").open("ab")
-    except OSError as error:
-        raise InputError(f"--run {folder} cannot be written ({error.strerror}); give another") from error
-    take(file, folder)
-    return file
 
 
 def _episodes(

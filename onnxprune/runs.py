@@ -90,15 +90,7 @@ class Run:
             _check_same(place.folder, before.identity, mine)
         self._is_new = not _has_work(place.folder)
         self._has_made = not place.folder.exists()
-        try:
-            place.folder.mkdir(parents=True, exist_ok=True)
-            lock = (place.folder / JUDGED).open("ab")
-        except OSError as error:
-            raise InputError(
-                f"the folder {place.folder} cannot be written ({error.strerror}); give another --run"
-            ) from error
-        take(lock, place.folder)
-        self._lock = lock  # from here on the folder is this run's
+        self._lock = take(place.folder / JUDGED)  # from here on the folder is this run's
         self._entries = read_entries(place.folder / JUDGED)
         self._record = self._asked(place, read_record(place.folder), mine)
 
@@ -257,23 +249,32 @@ def _check_same(folder: Path, theirs: dict[str, str], mine: dict[str, str]) -> N
         )
 
 
-def take(file: BinaryIO, folder: Path) -> None:
-    """Let no other run into the folder as long as a file is open; where the system has no locks, nothing is done.
+def take(path: Path) -> BinaryIO:
+    """Open a file of a run's folder to add to, and let no other run at it as long as it is open.
+
+    The folder is made where there is none. Where the system has no locks, nothing keeps others away.
 
     Raises:
-        InputError: another run is at work there.
+        InputError: it cannot be written, or another run is at work there.
     """
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"--run {folder} cannot be written ({error.strerror}); give another") from error
     try:
         import fcntl
     except ImportError:  # Windows
-        return
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
         raise InputError(f"another run is at work in {folder}; wait for its end, or give another --run") from error
     except OSError:  # a file system without locks
-        return
+        pass
+    return file
 
 
 def _has_work(folder: Path) -> bool:
