@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onnxprune.arrays import read_file
 from onnxprune.errors import InputError
-from onnxprune.training.augment import augment
 
 from . import lay_out
 from .digits import Split, accuracy, digits, ending_with_errors, make_folder, shift, train_net, write_split
@@ -69,9 +67,13 @@ def photographs(path: Path) -> tuple[Split, Split]:
     Args:
         path: an .npz with ``x``, bytes (samples, height, width, 3), and ``y``, the numbers of their classes.
     """
-    arrays, _ = read_file(path, ["x", "y"])
-    if set(arrays) != {"x", "y"} or arrays["x"].shape[-1:] != (3,) or arrays["x"].ndim != 4:
-        raise InputError(f"--data {path}: give an .npz with x (samples, height, width, 3) and y, their classes")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("x", "y")}
+    except Exception as error:  # a damaged archive can raise anything
+        raise InputError(f"--data {path}: give an .npz with x and y ({error})") from error
+    if arrays["x"].ndim != 4 or arrays["x"].shape[3] != 3:
+        raise InputError(f"--data {path}: x has the shape {arrays['x'].shape}, not (samples, height, width, 3)")
     if len(arrays["x"]) < 2 * TESTED or arrays["x"].dtype != "uint8" or len(arrays["x"]) != len(arrays["y"]):
         raise InputError(f"--data {path}: x must hold bytes, as many images as y has classes, {2 * TESTED} at least")
     order = torch.randperm(len(arrays["x"]), generator=torch.Generator().manual_seed(SEED))[: PHOTOGRAPHS + TESTED]
@@ -82,13 +84,18 @@ def photographs(path: Path) -> tuple[Split, Split]:
     return Split(pixels[:-TESTED], y[:-TESTED]), Split(pixels[-TESTED:], y[-TESTED:])
 
 
+def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move a batch by up to one pixel each way, and turn half of its images round."""
+    turned = torch.rand(len(images), generator=generator) < 0.5
+    return shift(torch.where(turned[:, None, None, None], images.flip(3), images), generator)
+
+
 def write_small(folder: Path, name: str, train: Split, test: Split, photos: bool) -> float:
     """Train a network and write it; returns its test accuracy."""
-    show = partial(augment, how="small") if photos else shift
     _, channels, height, width = train.x.shape
     shape = channels, height, width
     net = build(name, shape, int(train.y.max()) + 1)
-    train_net(net, train, PHOTOGRAPH_EPOCHS if photos else EPOCHS, lambda x, generator: show(x, generator=generator))
+    train_net(net, train, PHOTOGRAPH_EPOCHS if photos else EPOCHS, shift_and_mirror if photos else shift)
     write_onnx(net, shape, folder / f"{name}.onnx")
     return accuracy(net, test)
 

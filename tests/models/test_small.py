@@ -58,7 +58,7 @@ def test_photographs_are_made_small_and_what_is_tested_with_is_not_trained_on(tm
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": np.zeros((5_000, 8, 8, 3), np.uint8)}, "and y, their classes"),
+        ({"x": np.zeros((5_000, 8, 8, 3), np.uint8)}, "x and y"),
         ({"x": np.zeros((5_000, 8, 8), np.uint8), "y": np.zeros(5_000, int)}, "samples, height, width, 3"),
         ({"x": np.zeros((50, 8, 8, 3), np.uint8), "y": np.zeros(50, int)}, "4000 at least"),
         ({"x": np.zeros((5_000, 8, 8, 3), np.float32), "y": np.zeros(5_000, int)}, "bytes"),
@@ -69,6 +69,16 @@ def test_photographs_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, 
     result = CliRunner().invoke(small.main, [str(tmp_path / "small"), "--data", str(tmp_path / "photographs.npz")])
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_some_photographs_are_turned_round_and_all_are_moved_by_a_pixel_at_most() -> None:
+    images = torch.arange(64.0).reshape(8, 8).repeat(100, 1, 1, 1) + 1
+    shown = small.shift_and_mirror(images, torch.Generator().manual_seed(0))[:, 0, 2:-2, 2:-2]
+    near = {images[0, 0, 2 + down : 6 + down, 2 + right : 6 + right] for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    plain = [any(torch.equal(one, other) for other in near) for one in shown]
+    turned = [any(torch.equal(one.flip(1), other) for other in near) for one in shown]
+    assert all(a != b for a, b in zip(plain, turned, strict=True))
+    assert 30 < sum(turned) < 70
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
