@@ -40,6 +40,9 @@ _BATCH = 64
 _PEAK_RATE = 0.05
 _BRIGHTEST = 16.0
 
+Show = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a batch of images a little, each time otherwise."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -71,14 +74,14 @@ def digits() -> tuple[Split, Split, Split]:
     return train, calibration, test
 
 
-def train_net(net: nn.Module, data: Split, epochs: int, show: Callable[[Tensor, torch.Generator], Tensor]) -> nn.Module:
+def train_net(net: nn.Module, data: Split, epochs: int, show: Show) -> nn.Module:
     """Train a network from a fixed seed; return it in eval mode.
 
     Args:
         net: it is changed.
         data: to train on.
         epochs: times that every image is seen.
-        show: changes a batch of images a little each time.
+        show: changes each batch before the network sees it.
     """
     net.train()
     generator = torch.Generator().manual_seed(_SEED)

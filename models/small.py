@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from onnxprune.errors import InputError
 
 from . import lay_out
-from .digits import Split, accuracy, digits, ending_with_errors, make_folder, shift, train_net, write_split
+from .digits import Show, Split, accuracy, digits, ending_with_errors, make_folder, shift, train_net, write_split
 from .exporter import write_onnx
 from .initial import untrained
 
@@ -56,9 +56,12 @@ def build(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     return untrained(lay_out(found.file, shape, classes, found.options), SEED)
 
 
-def enlarged(data: Split) -> Split:
-    """Show digits twice as large."""
-    return Split(F.interpolate(data.x, size=(SIDE, SIDE), mode="bilinear"), data.y)
+def enlarged_digits() -> tuple[Split, Split]:
+    """Load digits, twice as large: to train on and to test with."""
+    train, calibration, test = (
+        Split(F.interpolate(part.x, size=(SIDE, SIDE), mode="bilinear"), part.y) for part in digits()
+    )
+    return Split(torch.cat([train.x, calibration.x]), torch.cat([train.y, calibration.y])), test
 
 
 def photographs(path: Path) -> tuple[Split, Split]:
@@ -90,12 +93,11 @@ def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
     return shift(torch.where(turned[:, None, None, None], images.flip(3), images), generator)
 
 
-def write_small(folder: Path, name: str, train: Split, test: Split, photos: bool) -> float:
+def write_small(folder: Path, name: str, train: Split, test: Split, epochs: int, show: Show) -> float:
     """Train a network and write it; returns its test accuracy."""
     _, channels, height, width = train.x.shape
     shape = channels, height, width
-    net = build(name, shape, int(train.y.max()) + 1)
-    train_net(net, train, PHOTOGRAPH_EPOCHS if photos else EPOCHS, shift_and_mirror if photos else shift)
+    net = train_net(build(name, shape, int(train.y.max()) + 1), train, epochs, show)
     write_onnx(net, shape, folder / f"{name}.onnx")
     return accuracy(net, test)
 
@@ -111,17 +113,13 @@ def main(out_dir: Path, data: Path | None, only: tuple[str, ...]) -> None:
     """
     with ending_with_errors():
         make_folder(out_dir)
-        if data is None:
-            parts = [enlarged(part) for part in digits()]
-            train = Split(torch.cat([part.x for part in parts[:2]]), torch.cat([part.y for part in parts[:2]]))
-            test = parts[2]
-        else:
-            train, test = photographs(data)
+        train, test = enlarged_digits() if data is None else photographs(data)
+        epochs, show = (EPOCHS, shift) if data is None else (PHOTOGRAPH_EPOCHS, shift_and_mirror)
         write_split(Split(train.x[:KEPT], train.y[:KEPT]), out_dir / DATA_FILE)
         wanted = only or tuple(NETWORKS)
         for name in wanted:
             if not (out_dir / f"{name}.onnx").exists():
-                click.echo(f"{name}: test accuracy {write_small(out_dir, name, train, test, data is not None):.2%}")
+                click.echo(f"{name}: test accuracy {write_small(out_dir, name, train, test, epochs, show):.2%}")
     click.echo(f"wrote {', '.join(wanted)} and {DATA_FILE} to {out_dir}")
 
 
