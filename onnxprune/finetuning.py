@@ -68,15 +68,15 @@ class FinetuneReport:
 
 
 def finetune(
-    path: Path,
-    out: Path,
+    path: str | Path,
+    out: str | Path,
     settings: FinetuneSettings,
     *,
     data: str | Path,
     preprocess: str = "none",
     label_offset: int = 0,
-    teacher: Path | None = None,
-    run: Path | None = None,
+    teacher: str | Path | None = None,
+    run: str | Path | None = None,
     resume: bool = False,
     shapes: dict[str, tuple[int, ...]] | None = None,
     force: bool = False,
@@ -105,11 +105,12 @@ def finetune(
         InputError: a file or an option is wrong.
         VerifyError: the result does not answer as it did in training; nothing is written.
     """
+    path, out, teacher = Path(path), Path(out), None if teacher is None else Path(teacher)
     check(settings)
     if settings.hints and teacher is None:
         raise InputError("--hints compares with a teacher; give --teacher, or leave it out")
     check_outputs(path, out, force, kinds=("report",))
-    folder = default_folder(out) if run is None else run
+    folder = default_folder(out) if run is None else Path(run)
     with processes() as team:
         told = (progress or Quiet()) if team.is_first else Quiet()
         clock = Clock(told)

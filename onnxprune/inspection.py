@@ -44,13 +44,13 @@ class Inspection:
 
 
 def inspect(
-    path: Path,
+    path: str | Path,
     *,
     keep: Sequence[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     approximate: bool = False,
     slots: bool = False,
-    graph: Path | None = None,
+    graph: str | Path | None = None,
     force: bool = False,
 ) -> Inspection:
     """Tell what can be cut from a model and why the rest cannot; does not change it.
@@ -67,16 +67,17 @@ def inspect(
     Raises:
         InputError: the file or an option is wrong.
     """
-    if graph is not None:
-        check_drawing(graph, path, force)
+    path, drawing = Path(path), None if graph is None else Path(graph)
+    if drawing is not None:
+        check_drawing(drawing, path, force)
     model = models.load(path, runtime.evaluate, shapes)
     channels = find_channels(model, keep, approximate=approximate, slots=slots)
     costs = Costs(channels)
     problem = Problem(channels, costs, [], [])
     per_node = costs.per_node()
     total = sum(node.macs for node in per_node)
-    if graph is not None:
-        draw(Stages(channels, costs), graph, path.name)
+    if drawing is not None:
+        draw(Stages(channels, costs), drawing, path.name)
     return Inspection(
         path.name,
         {name: round(value) for name, value in problem.original.items()},

@@ -41,14 +41,14 @@ NOT_KEPT = "the repair answers worse than the bare cut on samples that it has no
 
 
 def compress(
-    path: Path,
-    out: Path,
+    path: str | Path,
+    out: str | Path,
     settings: CompressSettings,
     *,
     data: str | Path | None = None,
     preprocess: str = "none",
     label_offset: int = 0,
-    run: Path | None = None,
+    run: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -76,20 +76,21 @@ def compress(
         TargetError: a target cannot be reached.
         VerifyError: the result is not what it must be; nothing is written.
     """
+    path, out = Path(path), Path(out)
     source = Source(path, resolve(settings, data is not None), data, preprocess, label_offset)
     if run is not None and data is None:
         raise InputError("--run keeps what was judged on data; give --data, or leave --run out")
-    place = None if run is None else Place(run)
+    place = None if run is None else Place(Path(run))
     if data is not None and run is None and not dry_run:
         place = Place(default_folder(out), is_given=False)
     return _run(source, out, place, force, dry_run, progress or Quiet())
 
 
 def resume(
-    path: Path,
+    path: str | Path,
     *,
-    out: Path | None = None,
-    run: Path | None = None,
+    out: str | Path | None = None,
+    run: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -107,8 +108,9 @@ def resume(
         TargetError: see `compress`.
         VerifyError: see `compress`.
     """
-    progress = progress or Quiet()
-    place = Place(default_folder(out or default_output(path)), is_given=False) if run is None else Place(run)
+    progress, path = progress or Quiet(), Path(path)
+    written = default_output(path) if out is None else Path(out)
+    place = Place(default_folder(written), is_given=False) if run is None else Place(Path(run))
     asked = unfinished(place.folder)
     data = asked.found(asked.data)
     settings = resolve(asked.settings, has_data=True)
@@ -261,7 +263,9 @@ def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool)
         report.notes.append(f"every cut that was tried loses more than {settings.max_drop:g} points; allow some more")
 
 
-def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", force: bool = False) -> dict[str, str]:
+def apply(
+    path: str | Path, plan: str | Path, out: str | Path, *, verify_level: str = "fast", force: bool = False
+) -> dict[str, str]:
     """Repeat a cut, bit for bit.
 
     Args:
@@ -278,6 +282,7 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
         InputError: a file is wrong, or the plan was made for another model.
         VerifyError: the result is not what it must be; nothing is written.
     """
+    path, plan, out = Path(path), Path(plan), Path(out)
     check_outputs(path, out, force, kinds=())
     content = plans.read_plan(plan)
     models.read_file(path)
@@ -305,12 +310,12 @@ def apply(path: Path, plan: Path, out: Path, *, verify_level: str = "fast", forc
 
 
 def evaluate(
-    path: Path,
+    path: str | Path,
     data: str | Path,
     *,
     preprocess: str = "none",
     label_offset: int = 0,
-    reference: Path | None = None,
+    reference: str | Path | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -328,12 +333,13 @@ def evaluate(
     Raises:
         InputError: a file or an option is wrong.
     """
+    path = Path(path)
     model = models.load(path, runtime.evaluate, shapes)
     samples = read_data(data, model, read_preprocess(preprocess))
     batch = model.fixed_batch(samples.inputs[0].name)
     step = (progress or Quiet()).step
     if reference is None:
         return evaluate_model(runtime.Session(path), samples, batch=batch, label_offset=label_offset, progress=step)
-    original = models.read_file(reference)
-    judge = Judge(original, reference.parent, samples, batch=batch, label_offset=label_offset, progress=step)
+    original = models.read_file(Path(reference))
+    judge = Judge(original, Path(reference).parent, samples, batch=batch, label_offset=label_offset, progress=step)
     return judge.judge(model.proto, model.folder)

@@ -15,7 +15,7 @@ from nets import NETS
 from onnx import ModelProto, numpy_helper
 
 import onnxprune
-from onnxprune import CompressSettings, attempt, finish, judging, runtime, stepwise
+from onnxprune import CompressSettings, FinetuneSettings, attempt, finish, judging, runtime, stepwise
 from onnxprune.channels import find_channels
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores
@@ -69,6 +69,24 @@ def judged(file: str, report: Report, part: str) -> Scores:
 
 def weights(file: str) -> dict[str, Array]:
     return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer}
+
+
+# ---- the functions
+
+
+def test_a_file_may_be_given_as_text(folder: Path) -> None:
+    give(dense(), vectors())
+    settings = CompressSettings({"macs": "0.5"}, align=4, budget=8)
+    onnxprune.compress("model.onnx", "small.onnx", settings, data="data.npz", run="kept")
+    with pytest.raises(InputError, match="has finished"):
+        onnxprune.resume("model.onnx", run="kept")
+    onnxprune.apply("model.onnx", "small.plan.json", "again.onnx")
+    lesson = FinetuneSettings(epochs=1)
+    onnxprune.finetune("small.onnx", "tuned.onnx", lesson, data="data.npz", teacher="model.onnx", run="lesson")
+    drawn, cut_again = onnxprune.inspect("tuned.onnx", graph="tuned.html"), onnxprune.inspect("again.onnx")
+    assert drawn.costs["macs"] == cut_again.costs["macs"] < onnxprune.inspect("model.onnx").costs["macs"]
+    assert Path("tuned.html").exists()
+    assert onnxprune.evaluate("tuned.onnx", "data.npz", reference="model.onnx").top1
 
 
 # ---- three numbers

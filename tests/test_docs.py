@@ -4,7 +4,9 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cli_nets import CLASSES, IMAGE, convs, write
 from test_imports import PLACE
 
 ROOT = Path(__file__).parent.parent
@@ -36,3 +38,16 @@ def test_the_architecture_page_lists_modules_in_the_order_of_their_imports() -> 
     listed = re.findall(r"(?m)^  (\w+)(?:\.py|/) ", text[: text.index("\n## ")])
     levels = [PLACE[f"onnxprune.{name}"] for name in listed]
     assert levels == sorted(levels)
+
+
+def test_the_python_of_the_readme_runs_and_writes_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(convs(), Path("model.onnx"))
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((100, *IMAGE)).astype(np.float32), generator.integers(0, CLASSES, 100)
+    np.savez("test.npz", x=x, y=y)
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    exec("\n".join(blocks), {})
+    assert {"small.onnx", "small.report.json", "half.onnx"} <= {file.name for file in tmp_path.iterdir()}
