@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "onnxprune.cli.inspect:inspect",
     "models": "onnxprune.cli.models:models",
     "policy": "onnxprune.cli.policy:policy",
+    "profile": "onnxprune.cli.profile:profile",
 }
 """Where each command lives; it is imported when it is called, so that the program starts at once."""
 

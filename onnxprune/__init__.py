@@ -1,7 +1,7 @@
 """Structured pruning for ONNX models: an ONNX file in, a smaller and faster ONNX file out.
 
 The commands of the command line are functions here, under the same names: `inspect`, `compress`, `apply`, `finetune`,
-`evaluate`. `resume` is ``compress --resume``.
+`evaluate`, `profile`. `resume` is ``compress --resume``.
 """
 
 from __future__ import annotations
@@ -16,20 +16,35 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import compress as compress
     from onnxprune.pipeline import evaluate as evaluate
     from onnxprune.pipeline import resume as resume
+    from onnxprune.profiling.profile import ProfileSettings as ProfileSettings
+    from onnxprune.profiling.profile import profile as profile
     from onnxprune.settings import CompressSettings as CompressSettings
     from onnxprune.training.settings import FinetuneSettings as FinetuneSettings
 
 _HOMES = {
     "CompressSettings": "settings",
     "FinetuneSettings": "training.settings",
+    "ProfileSettings": "profiling.profile",
     "apply": "pipeline",
     "compress": "pipeline",
     "evaluate": "pipeline",
     "finetune": "finetuning",
     "inspect": "inspection",
+    "profile": "profiling.profile",
     "resume": "pipeline",
 }
-__all__ = ["CompressSettings", "FinetuneSettings", "apply", "compress", "evaluate", "finetune", "inspect", "resume"]
+__all__ = [
+    "CompressSettings",
+    "FinetuneSettings",
+    "ProfileSettings",
+    "apply",
+    "compress",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "profile",
+    "resume",
+]
 
 
 def __getattr__(name: str) -> Any:

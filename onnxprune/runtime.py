@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ LARGE = 64_000_000  # bytes of weights
 BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
 MAX_IR_VERSION = 13  # what onnxruntime 1.31 loads; newer files differ only in the number for the ops it knows
+CPU = "CPUExecutionProvider"
+LIBRARIES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+"""Providers that lie in a library of their own, which needs others."""
+REMEDY = {
+    "cuda": 'It needs CUDA and cuDNN, which pip install "onnxprune[cuda]" brings',
+    "tensorrt": "It needs TensorRT beside CUDA and cuDNN, and LD_LIBRARY_PATH to name the folder of its libraries",
+}
+LEVELS = ("none", "basic", "extended", "all")
+"""How far onnxruntime may rewrite a graph."""
 
 
 class Session:
@@ -31,12 +41,14 @@ class Session:
         model: a file, or a model in memory.
         folder: where the external data of a model in memory lies.
         threads: intra-op threads; None leaves the choice to onnxruntime.
-        optimize: whether onnxruntime may rewrite the graph.
+        optimize: how far onnxruntime may rewrite the graph, see `LEVELS`; False for none, True for all.
         saturates: whether sums of products of 8 bits may be cut off at 16 bits, as the fastest kernels for x86
             processors without VNNI do.
+        provider: what runs the nodes, by onnxruntime's name for it; what it lacks runs on the CPU.
+        profile: onnxruntime writes the time of each kernel to a file that begins so, see `end_profile`.
 
     Raises:
-        InputError: onnxruntime cannot load the model.
+        InputError: onnxruntime cannot load the model, or not with this provider.
     """
 
     def __init__(
@@ -45,19 +57,28 @@ class Session:
         *,
         folder: Path | None = None,
         threads: int | None = None,
-        optimize: bool = True,
+        optimize: bool | str = True,
         saturates: bool = True,
+        provider: str = CPU,
+        profile: Path | None = None,
     ) -> None:
         import onnxruntime as ort
 
+        if provider not in ort.get_available_providers():
+            raise InputError(f"this onnxruntime has no {provider}; it has {', '.join(ort.get_available_providers())}")
+        if provider in LIBRARIES and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # those that came from the package index lie where no loader looks
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         if threads is not None:
             options.intra_op_num_threads = threads
         if not saturates:
             options.add_session_config_entry(PRECISE_OPTION, "1")
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        level = ("none", "all")[optimize] if isinstance(optimize, bool) else optimize
+        names = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{names[level]}")
         if isinstance(model, Path) and _ir_version(model) > MAX_IR_VERSION:
             model, folder = onnx.load(str(model), load_external_data=False), model.parent
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -65,11 +86,16 @@ class Session:
                 source = _source(model, Path(scratch), folder)
                 if folder is not None and isinstance(source, bytes):
                     options.add_session_config_entry(FOLDER_OPTION, str(folder))
-                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+                chosen = [provider] if provider == CPU else [provider, CPU]
+                self._session = ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)
             except (OSError, InputError):
                 raise
             except Exception as error:  # onnxruntime raises types of its own, one a cause
+                if provider in LIBRARIES and (missing := _missing(provider)):
+                    raise InputError(missing) from error
                 raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        if provider not in self._session.get_providers():  # it goes on without, and says so in its log alone
+            raise InputError(_missing(provider) or f"{provider} finds no device that it can use")
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run once; returns the outputs in the model's order, or those asked for.
@@ -82,6 +108,33 @@ class Session:
         except Exception as error:
             raise InputError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
         return result
+
+    def bind(self, inputs: Mapping[str, Array], device: str) -> Callable[[], None]:
+        """Bring inputs to a device, and give what runs the model there, outputs staying where they are.
+
+        Raises:
+            InputError: an input is none that a device can hold.
+        """
+        import onnxruntime as ort
+
+        binding = self._session.io_binding()
+        try:
+            for name, values in inputs.items():
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
+            for output in self._session.get_outputs():
+                binding.bind_output(output.name, device)
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot bind inputs and outputs: {_first_line(error)}") from error
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run
+
+    def end_profile(self) -> Path:
+        """End the file of kernel times, and tell where it is."""
+        return Path(self._session.end_profiling())
 
 
 def open_with(
@@ -136,6 +189,22 @@ def latencies(
             session.run(feed)
             measured.append((time.perf_counter() - before) * 1e3)
     return [np.asarray(measured) for measured in times]
+
+
+def _missing(provider: str) -> str:
+    """Say what the library of a provider lacks (empty: nothing is known to be missing)."""
+    import onnxruntime as ort
+
+    name = LIBRARIES.get(provider, "")
+    found = sorted((Path(ort.__file__).parent / "capi").glob(f"*onnxruntime_providers_{name}.*")) if name else []
+    try:
+        for library in found:
+            ctypes.CDLL(str(library))
+    except OSError as error:
+        text = str(error).partition(":")
+        if "cannot open" in text[2] or "not found" in text[2].lower():
+            return f"{provider} cannot load: {text[0]} is missing. {REMEDY[name]}"
+    return ""
 
 
 def _source(model: Path | onnx.ModelProto, scratch: Path, folder: Path | None) -> str | bytes:

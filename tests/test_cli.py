@@ -39,6 +39,7 @@ COMMANDS = {
     "policy": [],
     "policy train": [],
     "policy show": [],
+    "profile": [],
 }
 
 

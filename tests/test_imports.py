@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("onnxprune.cli",),
     ("onnxprune",),  # the public functions
-    ("onnxprune.pipeline", "onnxprune.finetuning", "onnxprune.policies"),
+    ("onnxprune.pipeline", "onnxprune.finetuning", "onnxprune.policies", "onnxprune.profiling"),
     ("onnxprune.stepwise",),
     ("onnxprune.summary", "onnxprune.outputs", "onnxprune.dropping"),
     ("onnxprune.attempt", "onnxprune.inspection", "onnxprune.finish", "onnxprune.workers"),

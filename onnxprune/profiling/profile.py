@@ -1,0 +1,271 @@
+"""Models side by side in onnxruntime: ``onnxprune profile``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune import model as models
+from onnxprune import runtime, shapes
+from onnxprune.errors import InputError
+from onnxprune.profiling import intervals, machine
+from onnxprune.profiling.intervals import Interval
+from onnxprune.profiling.kernels import Trace, by_node, by_op, by_provider, read_trace
+from onnxprune.profiling.process import Subject
+from onnxprune.profiling.rounds import Rounds
+from onnxprune.progress import Progress, Quiet
+from onnxprune.reporting import latency, versions
+from onnxprune.weights import Array, external_place, is_external
+
+FORMAT = "onnxprune.profile/1"
+PROVIDERS = {
+    "cpu": runtime.CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""Short names of onnxruntime's providers; any other goes by its own."""
+USES = 3  # runs whose memory is looked at
+TRACED, TRACE_WARM_UP = 12, 3  # runs whose kernels are timed, after some that do not count
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """How models are measured.
+
+    Attributes:
+        provider: what runs them: a key of `PROVIDERS`, or onnxruntime's own name.
+        batch: samples at a time; None: 1, or what the file fixes.
+        threads: that one operator may use; 0 leaves it to onnxruntime.
+        optimize: how far onnxruntime may rewrite the graph, see `runtime.LEVELS`.
+        bind: whether inputs and outputs stay on the device, so that no copies count.
+        precision: half of the interval of 95 % at which it is enough, as a part of its middle.
+        seconds: after which it is enough in any case.
+    """
+
+    provider: str = "cpu"
+    batch: int | None = None
+    threads: int = 1
+    optimize: str = "all"
+    bind: bool = False
+    precision: float = 0.01
+    seconds: float = 20.0
+
+    @property
+    def provider_name(self) -> str:
+        """The provider by the name that onnxruntime has for it."""
+        return PROVIDERS.get(self.provider.lower(), self.provider)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one model takes.
+
+    Attributes:
+        model: name of its file.
+        file_bytes: of the file, data beside it included.
+        inputs: shape of each.
+        latency_ms: median, p10 and p90 of one run.
+        interval_ms: where the median lies, see `Interval`.
+        per_second: samples.
+        runs: that were timed.
+        load_ms: that it took to load.
+        memory: bytes, see docs/measuring.md; None where it cannot be told.
+        providers: kernels by the provider that runs them.
+        ops: milliseconds by operator.
+        nodes: name, operator and milliseconds of each node of the file that kernels compute, longest first; without an
+            operator what belongs to no node.
+    """
+
+    model: str
+    file_bytes: int
+    inputs: dict[str, list[int]]
+    latency_ms: dict[str, float]
+    interval_ms: Interval
+    per_second: float
+    runs: int
+    load_ms: float
+    memory: dict[str, int | None]
+    providers: dict[str, int] = field(default_factory=dict)
+    ops: dict[str, float] = field(default_factory=dict)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """What models take, side by side.
+
+    Attributes:
+        profiles: one a model, in the order given.
+        speedups: of each model but the first: how much faster it is than the first, and where that lies.
+        settings: how it was measured.
+        machine: what on.
+        notes: what else the user should know.
+    """
+
+    profiles: list[Profile]
+    speedups: list[Interval]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report as plain JSON values."""
+        return {"format": FORMAT, **asdict(self), "versions": versions()}
+
+
+def profile(
+    paths: Sequence[str | Path],
+    settings: ProfileSettings | None = None,
+    *,
+    asked: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress | None = None,
+) -> ProfileReport:
+    """Measure models in onnxruntime, each in a fresh process, in turns.
+
+    Args:
+        paths: the model files; all others are compared with the first.
+        settings: how.
+        asked: sizes for inputs that leave them free.
+        progress: told what is going on.
+
+    Raises:
+        InputError: a file or a setting is wrong, the provider cannot be had, or a model does not run.
+    """
+    settings, told = settings or ProfileSettings(), progress or Quiet()
+    _check(settings)
+    given = [Given(Path(path), settings, asked or {}) for path in paths]
+    if not given:
+        raise InputError("there is no model to measure; give one or more .onnx files")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
+        options = {
+            "provider": settings.provider_name,
+            "threads": settings.threads or None,
+            "optimize": settings.optimize,
+        }
+        told.stage("load")
+        subjects = []
+        for number, one in enumerate(given):
+            feed = Path(scratch) / f"{number}.npz"
+            np.savez(feed, allow_pickle=False, **one.feed)
+            subjects.append(stack.enter_context(Subject(one.path, feed, settings.bind, **options)))
+            told.step(number + 1, len(given))
+        told.stage("measure")
+        used = [subject.use(USES) for subject in subjects]
+        rounds = Rounds(subjects, settings.precision, settings.seconds)
+        rounds.measure(told.step)
+        told.stage("time kernels")
+        traces = []
+        for number, one in enumerate(given):
+            traces.append(_trace(one, Path(scratch), number, settings.bind, options))
+            told.step(number + 1, len(given))
+        profiles = [
+            _profile(one, subject.loaded, use, ms, turns, trace)
+            for one, subject, use, ms, turns, trace in zip(
+                given, subjects, used, rounds.ms, rounds.turns.T, traces, strict=True
+            )
+        ]
+    speedups = [intervals.ratio(rounds.turns[:, 0], other) for other in rounds.turns[:, 1:].T]
+    notes = [note for one in given for note in one.notes]
+    return ProfileReport(profiles, speedups, asdict(settings), machine.described(), list(dict.fromkeys(notes)))
+
+
+class Given:
+    """A model to measure, and what it is fed."""
+
+    def __init__(self, path: Path, settings: ProfileSettings, asked: Mapping[str, Sequence[int]]) -> None:
+        self.path = path
+        self.proto = models.read_file(path)
+        external = [tensor for tensor in self.proto.graph.initializer if is_external(tensor)]
+        self._data = {external_place(tensor, path.parent)[0] for tensor in external}
+        known = {value.name for value in shapes.real_inputs(self.proto.graph)}
+        own = {name: sizes for name, sizes in asked.items() if name in known}
+        bound, self.notes = shapes.bind_inputs(self.proto.graph, own, settings.batch or 1)
+        self.feed: dict[str, Array] = shapes.example_inputs(self.proto.graph, bound)
+        self.batch = next((shape[0] for shape in bound.values() if shape), 1)
+        if settings.batch not in (None, self.batch):
+            raise InputError(
+                f"{path.name} takes {self.batch} at once; leave --batch out, or export the model with a free batch"
+            )
+        if any(values.dtype == object for values in self.feed.values()):
+            raise InputError(f"{path.name} reads text, for which no inputs can be made up")
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file and of what lies beside it."""
+        return sum(file.stat().st_size for file in (self.path, *self._data))
+
+
+def _check(settings: ProfileSettings) -> None:
+    if settings.batch is not None and settings.batch < 1:
+        raise InputError(f"--batch {settings.batch}: give 1 or more")
+    if settings.threads < 0:
+        raise InputError(f"--threads {settings.threads}: give 1 or more, or 0 to leave it to onnxruntime")
+    if not settings.precision > 0 or not settings.seconds > 0:
+        raise InputError("--precision and --seconds must be above 0")
+
+
+def _trace(one: Given, scratch: Path, number: int, bind: bool, options: Mapping[str, Any]) -> Trace:
+    """Time the kernels of a model, in a process of its own: it slows the whole."""
+    feed, place = scratch / f"{number}.npz", str(scratch / f"trace{number}")
+    with Subject(one.path, feed, bind, **options, profile=place) as subject:
+        subject.run(TRACE_WARM_UP + TRACED)
+        return read_trace(subject.end_profile(), one.proto.graph, TRACE_WARM_UP)
+
+
+def _profile(
+    one: Given,
+    loaded: Mapping[str, Any],
+    use: Mapping[str, Any],
+    ms: Sequence[float],
+    turns: intervals.Floats,
+    trace: Trace,
+) -> Profile:
+    middle = intervals.median(turns)
+    nodes = one.proto.graph.node
+    longest = sorted(by_node(trace).items(), key=lambda entry: -entry[1])
+    return Profile(
+        one.path.name,
+        one.file_bytes,
+        {name: list(values.shape) for name, values in one.feed.items()},
+        latency(np.asarray(ms)),
+        middle,
+        one.batch / middle.median * 1e3,
+        len(ms),
+        loaded["seconds"] * 1e3,
+        _memory(loaded, use, trace),
+        by_provider(trace),
+        by_op(trace),
+        [
+            {"name": "" if at < 0 else nodes[at].name, "op": "" if at < 0 else nodes[at].op_type, "ms": time}
+            for at, time in longest
+        ],
+    )
+
+
+def _memory(loaded: Mapping[str, Any], use: Mapping[str, Any], trace: Trace) -> dict[str, int | None]:
+    """Say what is held above what the process held before the model was loaded."""
+
+    def above(value: int | None, base: int | None) -> int | None:
+        return None if value is None or base is None else max(0, value - base)
+
+    return {
+        "loaded": above(loaded["loaded"], loaded["before"]),
+        "load_peak": above(loaded["load_peak"], loaded["before"]),
+        "steady": above(use["held"], loaded["before"]),
+        "peak": above(use["peak"], loaded["before"]),
+        "arena": trace.arena_bytes,
+        "arena_used": trace.used_bytes,
+        "device_loaded": above(loaded["device_loaded"], loaded["device_before"]),
+        "device_steady": above(use["device_held"], loaded["device_before"]),
+    }
