@@ -39,6 +39,11 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
 @click.option("--flops", metavar="SHARE", help="Keep at most this part of the FLOPs: 0.3, 30% or 300M.")
 @click.option("--params", metavar="SHARE", help="Keep at most this part of the parameters: 0.3, 30% or 5M.")
 @click.option(
+    "--latency",
+    metavar="SHARE",
+    help="Take at most this part of the time of a run, as measured here: 0.5, 50% or 5ms.",
+)
+@click.option(
     "--max-drop",
     type=float,
     metavar="POINTS",
@@ -117,6 +122,9 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
     help="Channels every group keeps; 0 lets whole residual branches go.",
 )
 @display.shape_option
+@display.provider_option
+@display.batch_option
+@display.threads_option
 @display.verify_option
 @click.option("--dry-run", is_flag=True, help="Find the plan and print it; cut and write nothing.")
 @click.option(
@@ -137,6 +145,7 @@ def compress(
     model: Path,
     flops: str | None,
     params: str | None,
+    latency: str | None,
     output: Path | None,
     max_drop: float | None,
     search: str | None,
@@ -161,6 +170,9 @@ def compress(
     preprocess: str,
     label_offset: int,
     shapes: tuple[str, ...],
+    provider: str,
+    batch: int | None,
+    threads: int,
     verify: str,
     dry_run: bool,
     run: Path | None,
@@ -171,11 +183,12 @@ def compress(
 ) -> None:
     """Make MODEL smaller until it meets its targets, prove the result, and write it with its plan and report."""
     from onnxprune import pipeline
+    from onnxprune.metrics import LATENCY
     from onnxprune.outputs import default_output
     from onnxprune.records import default_folder
     from onnxprune.settings import CompressSettings, parse_seconds
 
-    asked = {"macs": flops, "params": params}
+    asked = {"macs": flops, "params": params, LATENCY: latency}
     settings = CompressSettings(
         targets={metric: text for metric, text in asked.items() if text is not None},
         max_drop=max_drop,
@@ -199,6 +212,9 @@ def compress(
         slots=slots,
         verify=verify,
         shapes=display.parse_shapes(shapes),
+        provider=provider,
+        threads=threads,
+        batch=batch,
     )
     if resume:
         _check_alone(ctx, run)

@@ -69,6 +69,21 @@ verify_option = click.option(
     show_default=True,
     help="How thoroughly the result is checked before it is written.",
 )
+provider_option = click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="What runs models that are measured: cpu, cuda, tensorrt, or another one of the installed onnxruntime.",
+)
+batch_option = click.option(
+    "--batch", type=int, help="Samples at a time while models are measured (default: 1, or what the file fixes)."
+)
+threads_option = click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    help="Threads of one operator while models are measured; 0 leaves it to onnxruntime, as users do who set nothing.",
+)
 preprocess_option = click.option(
     "--preprocess",
     default="none",

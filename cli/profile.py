@@ -19,16 +19,9 @@ SLOWEST = 10  # nodes that are shown
 
 @click.command(epilog="Example: onnxprune profile model.onnx small.onnx --batch 16")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="What runs the models: cpu, cuda, tensorrt, or another provider of the installed onnxruntime.",
-)
-@click.option("--batch", type=int, help="Samples at a time (default: 1, or what the file fixes).")
-@click.option(
-    "--threads", default=1, show_default=True, help="Threads for one operator; 0 leaves it to onnxruntime, as users do."
-)
+@display.provider_option
+@display.batch_option
+@display.threads_option
 @click.option(
     "--optimize",
     type=click.Choice(["none", "basic", "extended", "all"]),

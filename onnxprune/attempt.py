@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,33 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune import runtime, search
-from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
 from onnxprune.course import Course
 from onnxprune.errors import InputError, TargetError
 from onnxprune.journal import Journal
 from onnxprune.judging import digest
+from onnxprune.latency.device import Device
+from onnxprune.metrics import LATENCY
 from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.problem import FINE, Align, Floats, Problem, Target, parse_target
+from onnxprune.profiling import intervals
+from onnxprune.profiling.intervals import Interval
 from onnxprune.progress import Progress
 from onnxprune.reporting import latency
+from onnxprune.search.greedy import descend
 from onnxprune.surgery import cut
 
-WORDS = {"macs": "FLOPs (multiply-accumulates)", "params": "parameters"}
+WORDS = {"macs": "FLOPs (multiply-accumulates)", "params": "parameters", LATENCY: "time of a run, in microseconds"}
 FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at least this part of the share of time
 # Tried in turn: the second where the time lags behind the MACs; the third, which may fall well short of the target,
 # only where the result is slower than the original.
 ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))
 MOST_WORSE = 1.25  # times the error of the finer plan that a coarser one may have to be taken for its speed
 FINALISTS = 3  # plans of a search that are fully repaired before one is chosen
+NEAR = 0.05  # part of the time asked for; a measured time as close as that is what was asked for
+CORRECTIONS = 3  # times that a search is done again because the measured time is not
 WORTH_COARSER = 0.9  # coarser widths are taken where they need at most this share of the time
 
 
@@ -47,6 +53,7 @@ class Attempt:
         cut: the smaller model, once it is cut.
         before: milliseconds of the original, where it was timed.
         after: milliseconds of the smaller model.
+        speedup: how many times faster that is, measured in turns.
         score: how the search judges the plan, once it was asked; larger is better.
         stopped: why its search was stopped early, or empty.
         is_found: whether its search came to it; else an earlier run did.
@@ -58,6 +65,7 @@ class Attempt:
     cut: ModelProto | None = None
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
+    speedup: Interval | None = None
     score: float | None = None
     stopped: str = ""
     is_found: bool = True
@@ -82,7 +90,7 @@ class Attempt:
     @property
     def time_share(self) -> float | None:
         """Share of the original's time that a run needs (None: not timed)."""
-        return self.after["median"] / self.before["median"] if self.before and self.after else None
+        return 1 / self.speedup.median if self.speedup is not None else None
 
     @property
     def lags(self) -> bool:
@@ -98,6 +106,16 @@ class Attempt:
         """Tell whether this is faster by enough to matter; ratios are compared, each taken within one run."""
         mine, its = self.time_share, other.time_share
         return mine is not None and its is not None and mine < WORTH_COARSER * its
+
+    def is_limited_by(self, metric: str) -> bool:
+        """Whether what is predicted or counted of the plan comes close to the limit of a target."""
+        cost = float(self.problem.costs.of(self.plan.counts)[metric][0])
+        return any(t.metric == metric and cost > (1 - NEAR) * t.limit for t in self.problem.targets)
+
+    def misses(self, wanted: float) -> tuple[bool, float]:
+        """Say how far the measured time is off: whether it is too long, and by what part."""
+        off = (self.time_share or float("inf")) / wanted - 1
+        return off > NEAR, abs(off)
 
     def summary(self) -> dict[str, Any]:
         """Describe the attempt for the report."""
@@ -175,22 +193,66 @@ class Attempts:
             progress.say(f"Keep at most {described(target, original)}")
         align = self._settings.align
         self._ladder = ALIGNMENTS if align is None else (Align(align),)
+        self._share = next((t.limit / original[LATENCY] for t in self.targets if t.metric == LATENCY), None)
+        if self._share is not None and journal is not None:
+            self._try_prediction(self._share)
         self.best = self._search(self._ladder[0])
         self.tried = [self.best]
 
     def cut_and_time(self) -> None:
-        """Cut the plan and time the result; go on to coarser widths while it lags, and keep the best."""
+        """Cut the plan and time the result; where that shows a need, try others, and keep the best."""
         self._cut_and_time(self.best)
+        if self._share is None:
+            self._coarsen()
+        else:
+            self._approach(self._share)
+
+    def _coarsen(self) -> None:
+        """Go on to coarser widths while the time lags behind the MACs."""
         for align in self._ladder[1:]:
             wanted = self.best.lags if align.rest is not None else self.best.is_slower
-            coarser = self._coarser(align) if wanted else None
-            if coarser is None:
-                continue
-            self._cut_and_time(coarser)
-            self.tried.append(coarser)
-            loser = self.best if self._is_better(coarser) else coarser
-            self.best = coarser if loser is self.best else self.best
-            loser.cut = None  # only its numbers are still needed
+            coarser = self._other(align) if wanted else None
+            if coarser is not None:
+                self._cut_and_time(coarser)
+                self._keep_better(coarser, self._is_better(coarser))
+
+    def _try_prediction(self, share: float) -> None:
+        """Measure a plan that nothing has to be judged for, so that the search begins with the right limit."""
+        problem = self._problem(self._ladder[0])
+        trial = Attempt(problem, problem.plan(descend(problem)), self._ladder[0])
+        self._cut_and_time(trial)
+        if trial.time_share is not None and trial.is_limited_by(LATENCY):
+            self._move_limit(share / trial.time_share)
+
+    def _approach(self, share: float) -> None:
+        """Move the limit of the time, and search again, while the measured share of the original's is too far off."""
+        latest, known = self.best, list[tuple[float, float]]()
+        for _ in range(CORRECTIONS):
+            found = latest.time_share
+            if found is None or abs(found / share - 1) <= NEAR or (found < share and not latest.is_limited_by(LATENCY)):
+                break
+            known.append((self._limit, found))
+            self._move_limit(_next_limit(known, share) / self._limit)
+            other = self._other(latest.align)
+            if other is None:
+                break
+            latest = other
+            self._cut_and_time(latest)
+            self._keep_better(latest, latest.misses(share) < self.best.misses(share))
+
+    @property
+    def _limit(self) -> float:
+        return next(target.limit for target in self.targets if target.metric == LATENCY)
+
+    def _move_limit(self, by: float) -> None:
+        by = float(np.clip(by, 0.5, 2))
+        self.targets = [replace(t, limit=t.limit * by) if t.metric == LATENCY else t for t in self.targets]
+
+    def _keep_better(self, other: Attempt, is_better: bool) -> None:
+        self.tried.append(other)
+        loser = self.best if is_better else other
+        self.best = other if is_better else self.best
+        loser.cut = None  # only its numbers are still needed
 
     def searched(self) -> Searched:
         """Tell what the search has taken."""
@@ -208,9 +270,9 @@ class Attempts:
         errors = self._journal.errors([self.best.plan, coarser.plan], effort="full")
         return errors[1] <= MOST_WORSE * errors[0]
 
-    def _search(self, align: Align) -> Attempt:
+    def _problem(self, align: Align) -> Problem:
         asked, lossless = self._settings, self._lossless
-        problem = Problem(
+        return Problem(
             lossless.channels,
             self._prepared.costs,
             self.targets,
@@ -220,6 +282,9 @@ class Attempts:
             lossless,
             self._journal,
         )
+
+    def _search(self, align: Align) -> Attempt:
+        asked, problem = self._settings, self._problem(align)
         problem.check_reachable()
         if align is self._ladder[0]:
             self._recall(problem)
@@ -260,8 +325,8 @@ class Attempts:
             return plan
         return finalists[int(np.argmin(self._journal.errors(finalists, effort="full")))]
 
-    def _coarser(self, align: Align) -> Attempt | None:
-        """Search with coarser widths; None where they cannot meet the target or give a plan already tried."""
+    def _other(self, align: Align) -> Attempt | None:
+        """Search with other widths or limits; None where the targets cannot be met or a plan comes that was tried."""
         try:
             found = self._search(align)
         except TargetError:
@@ -271,7 +336,22 @@ class Attempts:
 
     def _cut_and_time(self, attempt: Attempt) -> None:
         attempt.cut = cut(attempt.channels, attempt.plan, runtime.evaluate)
-        time_beside(attempt, self._lossless.original.model, self._settings.verify)
+        time_beside(attempt, self._lossless.original.model, self._settings.verify, self._settings.device)
+
+
+def _next_limit(known: Sequence[tuple[float, float]], share: float) -> float:
+    """Choose a limit from those that were tried and the shares of the time that were measured with them.
+
+    Between one that is too low and one that is too high it is found by interpolation, else by scaling the last.
+    """
+    below = max((entry for entry in known if entry[1] < share), key=lambda entry: entry[1], default=None)
+    above = min((entry for entry in known if entry[1] > share), key=lambda entry: entry[1], default=None)
+    if below is None or above is None or below[0] >= above[0]:
+        limit, found = known[-1]
+        return limit * share / found
+    (low, least), (high, most) = below, above
+    way = (np.log(share) - np.log(least)) / (np.log(most) - np.log(least))
+    return float(np.exp(np.log(low) + way * (np.log(high) - np.log(low))))
 
 
 def described(target: Target, original: Mapping[str, float]) -> str:
@@ -281,15 +361,16 @@ def described(target: Target, original: Mapping[str, float]) -> str:
     return f"{share}: {target.limit:,.0f} of {total:,.0f}."
 
 
-def time_beside(attempt: Attempt, model: Model, verify: str) -> None:
-    """Time what was cut beside its original, in turns and on one thread, unless nothing is to be verified."""
+def time_beside(attempt: Attempt, model: Model, verify: str, device: Device) -> None:
+    """Time what was cut beside its original, in turns, unless nothing is to be verified."""
     if verify == "none":
         return
-    feed = sizes.example_inputs(model.proto.graph, model.bound)
+    feed = device.inputs(model)
     try:
-        original = runtime.Session(model.proto, folder=model.folder, threads=1)
-        smaller = runtime.Session(attempt.result, folder=model.folder, threads=1)
+        original = device.session(model.proto, model.folder)
+        smaller = device.session(attempt.result, model.folder)
         before, after = runtime.latencies([original, smaller], [feed, feed])
     except InputError as error:
         raise InputError(f"{error}; --verify none compresses a model that onnxruntime cannot run") from error
     attempt.before, attempt.after = latency(before), latency(after)
+    attempt.speedup = intervals.ratio(before, after)

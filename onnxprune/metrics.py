@@ -5,7 +5,7 @@ Every cost is a sum of products of axis sizes, and every axis size is linear in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from onnxprune.weights import NOT_WEIGHTS, byte_size, item_size
 
 Floats = npt.NDArray[np.float64]
 METRICS = ("macs", "params", "file_bytes", "activation_bytes")
+LATENCY = "latency_us"
+"""Microseconds of a run: not counted but predicted, so it is there only where it was asked for, see `Costs.predict`."""
 CHUNK = 4_000_000  # numbers of a table of plans by terms that are held at once
 
 
@@ -115,11 +117,15 @@ class Costs:
     nodes, quantised ones too; params are stored
     numbers other than integers that describe shapes; activation bytes are the most that is alive at once when nodes
     run in the order of the file (inputs and outputs included, in-place work not).
+
+    Attributes:
+        predicted: further metrics, which are measured on some plans and predicted for the others.
     """
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
         self.table = _AxisTable(channels)
+        self.predicted: dict[str, Callable[[Floats], Floats]] = {}
         macs = [(index, factors) for index in range(len(channels.model.graph.nodes)) for factors in self._macs(index)]
         self.macs_nodes = [index for index, _ in macs]
         self._macs_factors = [factors for _, factors in macs]
@@ -139,7 +145,8 @@ class Costs:
         table = np.atleast_2d(np.asarray(counts, np.float64))
         rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self.table.one))
         parts = [self._of_rows(table[start : start + rows]) for start in range(0, len(table), rows)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+        counted = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+        return counted | {name: predict(table) for name, predict in self.predicted.items()}
 
     def _of_rows(self, counts: Floats) -> dict[str, Floats]:
         sizes = self.table.sizes(counts)

@@ -14,9 +14,11 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.data import Data, Split, read_data, read_preprocess, split
 from onnxprune.errors import InputError
 from onnxprune.judging import Candidates, judge_on
+from onnxprune.latency import kept
 from onnxprune.lossless import Lossless, find_lossless
-from onnxprune.metrics import Costs
+from onnxprune.metrics import LATENCY, Costs
 from onnxprune.model import Model
+from onnxprune.problem import Problem
 from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
 from onnxprune.statistics import Statistics, collect
@@ -72,9 +74,7 @@ class Prepared:
     @cached_property
     def original_costs(self) -> dict[str, float]:
         """What the model costs as it was given."""
-        before = self.costs if self.lossless.original is self.lossless.channels else Costs(self.original)
-        found = before.of([group.width for group in self.original.groups])
-        return {name: float(values[0]) for name, values in found.items()}
+        return Problem(self.lossless.channels, self.costs, [], [], lossless=self.lossless).original
 
     def statistics(self, progress: Progress | None = None) -> Statistics:
         """Collect what the layers of the model read on the calibration samples."""
@@ -82,6 +82,16 @@ class Prepared:
         return collect(
             self.lossless.channels, self.parts.calibration, seed=self.source.settings.seed, progress=progress
         )
+
+    def predict_latency(self, progress: Progress) -> float:
+        """Let `costs` tell the time of a run as well; returns the mean error of that, as a part of the time.
+
+        Raises:
+            InputError: onnxruntime cannot run the model, or not on the device asked for.
+        """
+        predictor = kept.predictor(self.lossless.channels, self.costs, self.source.settings.device, progress)
+        self.costs.predicted[LATENCY] = lambda counts: predictor.ms(counts) * 1e3
+        return predictor.error
 
     def candidates(self, statistics: Statistics, threads: int | None = None) -> Candidates:
         """Get ready to judge plans."""

@@ -16,7 +16,7 @@ from onnxprune.channels import Channels, Group
 from onnxprune.depth import Depth
 from onnxprune.errors import InputError, TargetError
 from onnxprune.lossless import Lossless, nothing_lossless
-from onnxprune.metrics import Costs
+from onnxprune.metrics import LATENCY, Costs
 from onnxprune.plan import Plan
 
 Floats = npt.NDArray[np.float64]
@@ -25,8 +25,11 @@ Counts = npt.NDArray[np.int64]
 ROWS = 256  # plans that are looked at together
 SLACK = 0.002  # of the original's cost: single steps are added until a target is as close as this
 CLOSE = 0.01  # of the original's cost: steps finer than asked for are added only where more than this is open
-OPTIONS = {"macs": "--flops", "params": "--params"}
+OPTIONS = {"macs": "--flops", "params": "--params", LATENCY: "--latency"}
 SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+UNITS = {LATENCY: {"us": 1.0, "ms": 1e3, "s": 1e6}}
+"""What absolute values of a metric are given in, where that is not `SCALE`."""
+EXAMPLES = {LATENCY: "5ms"}
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,22 @@ def parse_target(metric: str, text: str, original: float) -> Target:
     Raises:
         InputError: it is neither.
     """
-    option = OPTIONS.get(metric, metric)
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kmgt%]?)\s*", text.lower())
-    if match is None:
-        raise InputError(f"{option} {text}: give a fraction of the original such as 0.3, or a number such as 300M")
+    option, example = OPTIONS.get(metric, metric), EXAMPLES.get(metric, "300M")
+    units = {"%": 0.01, "": 1.0, **UNITS.get(metric, SCALE)}
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*|%)\s*", text.lower())
+    if match is None or match[2] not in units:
+        raise InputError(f"{option} {text}: give a fraction of the original such as 0.3, or a number such as {example}")
     value, unit = float(match[1]), match[2]
-    is_share = unit == "%" or (not unit and value < 1000)
-    limit = value / 100 if unit == "%" else value * SCALE[unit]
+    is_share = unit == "%" or (not unit and (value < 1000 or metric in UNITS))
+    limit = value * units[unit]
     if value <= 0:
         raise InputError(f"{option} {text}: nothing can be kept of nothing; give a fraction above 0")
     if is_share and limit > 1:
-        raise InputError(f"{option} {text}: a fraction is at most 1, an absolute value needs a unit such as 300M")
+        raise InputError(f"{option} {text}: a fraction is at most 1, an absolute value needs a unit such as {example}")
     if math.isinf(limit):
-        raise InputError(f"{option} {text}: this is no number; give a fraction such as 0.3, or a number such as 300M")
+        raise InputError(
+            f"{option} {text}: this is no number; give a fraction such as 0.3, or a number such as {example}"
+        )
     if not original:
         raise InputError(
             f"{option} {text}: the model has none at all; `onnxprune inspect` shows its costs, "
@@ -158,7 +164,8 @@ class Problem:
             self.most = alive  # to fill widths up, live channels would have to go
         self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.most)
         before = costs if self.lossless.original is channels else Costs(self.lossless.original)
-        self.original = {name: float(values[0]) for name, values in before.of(self.widths).items()}
+        whole = costs.of(self.widths) | before.of([group.width for group in self.lossless.original.groups])
+        self.original: dict[str, float] = {name: float(values[0]) for name, values in whole.items()}
 
     def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Tell which of several plans (plans, groups) meet all targets."""
@@ -294,6 +301,11 @@ class Problem:
             if before[target.metric][0] > target.limit:
                 total += (before[target.metric] - after[target.metric]) / max(self.original[target.metric], 1)
         return total
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether a target limits what is predicted, such as latency, which falls in stairs rather than evenly."""
+        return any(target.metric in self.costs.predicted for target in self.targets)
 
     def saved_by_all(self) -> Floats:
         """Give for each group what is saved, of what the targets limit, where it keeps as little as it can."""

@@ -20,10 +20,22 @@ from onnxprune.weights import Array, byte_size, is_external
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 PRECISE_OPTION = "session.x64quantprecision"
 LARGE = 64_000_000  # bytes of weights
+MOST_RUNS = 1000  # that are timed
 BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
 MAX_IR_VERSION = 13  # what onnxruntime 1.31 loads; newer files differ only in the number for the ops it knows
 CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "cpu": CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""Short names of what can run nodes; everything else goes by its own."""
 LIBRARIES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
 """Providers that lie in a library of their own, which needs others."""
 REMEDY = {
@@ -176,14 +188,14 @@ def latencies(
     """Time sessions side by side, one run of each in turn, so that a busy machine slows all of them alike.
 
     Returns:
-        Per session the milliseconds of each run, warm-up left out; at least `least` runs, at most 200, and about
-        `seconds` in all.
+        Per session the milliseconds of each run, warm-up left out; at least `least` runs, at most `MOST_RUNS`, and
+        about `seconds` in all.
     """
     times: list[list[float]] = [[] for _ in sessions]
     for session, feed in zip(sessions, inputs, strict=True):
         session.run(feed)
     start = time.perf_counter()
-    while len(times[0]) < 200 and (len(times[0]) < least or time.perf_counter() - start < seconds):
+    while len(times[0]) < MOST_RUNS and (len(times[0]) < least or time.perf_counter() - start < seconds):
         for session, feed, measured in zip(sessions, inputs, times, strict=True):
             before = time.perf_counter()
             session.run(feed)

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxprune import search
+from onnxprune import runtime, search
 from onnxprune.criteria import CRITERIA, NEED_DATA
 from onnxprune.data import CHOICES
 from onnxprune.errors import InputError
+from onnxprune.latency.device import Device
+from onnxprune.metrics import LATENCY
 from onnxprune.verify import LEVELS
 
 
@@ -18,7 +20,7 @@ class CompressSettings:
     """What compress is asked for.
 
     Attributes:
-        targets: metric (``macs``, ``params``) to a fraction or an absolute value, as text.
+        targets: metric (``macs``, ``params``, ``latency_us``) to a fraction or an absolute value, as text.
         max_drop: in place of targets, the points of accuracy (or agreement) that may be lost.
         search: name of a search; None chooses by whether there is data.
         policy: file of the policy that `gnn_rl` starts from; None: it starts from the greedy plan and knows nothing.
@@ -41,6 +43,9 @@ class CompressSettings:
         slots: cut the inside of groups and attention heads instead of whole ones.
         verify: ``none``, ``fast`` or ``full``.
         shapes: sizes for inputs that leave them free.
+        provider: what runs models whose time is measured, a key of `runtime.PROVIDERS` or onnxruntime's own name.
+        threads: for one operator while time is measured; 0 leaves it to onnxruntime.
+        batch: samples at a time while time is measured; None: 1, or what the file fixes.
     """
 
     targets: dict[str, str] = field(default_factory=dict)
@@ -65,6 +70,14 @@ class CompressSettings:
     slots: bool = False
     verify: str = "fast"
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    provider: str = "cpu"
+    threads: int = 1
+    batch: int | None = None
+
+    @property
+    def device(self) -> Device:
+        """What times are measured on."""
+        return Device(runtime.PROVIDERS.get(self.provider.lower(), self.provider), self.threads, self.batch)
 
 
 LARGEST_SEED = 2**32
@@ -149,6 +162,10 @@ def _check(settings: CompressSettings) -> None:
         raise InputError(f"--steps {settings.steps}: at least one step is needed")
     if settings.steps > 1 and (not settings.finetune_epochs or settings.max_drop is not None):
         raise InputError("--steps trains between cuts, towards a target; give --finetune-epochs, and no --max-drop")
+    if LATENCY in settings.targets and (settings.verify == "none" or settings.steps > 1):
+        raise InputError("--latency measures what is cut, in one step; leave --verify none and --steps out")
+    if settings.threads < 0 or (settings.batch is not None and settings.batch < 1):
+        raise InputError("--threads must be 0 or more, and --batch 1 or more")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")
     if not 0 <= settings.seed <= LARGEST_SEED:

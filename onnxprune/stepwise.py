@@ -136,7 +136,7 @@ class Stepwise:
             raise InputError(f"a plan in {files[0].parent.parent} is damaged; remove the folder") from error
         with self.clock.stage("cut and time"):
             attempt = Attempt(self.problem, plan, self.align, cut(channels, plan, runtime.evaluate))
-            time_beside(attempt, channels.model, self.source.settings.verify)
+            time_beside(attempt, channels.model, self.source.settings.verify, self.source.settings.device)
         return attempt
 
 

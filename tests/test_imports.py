@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("onnxprune.cli",),
     ("onnxprune",),  # the public functions
-    ("onnxprune.pipeline", "onnxprune.finetuning", "onnxprune.policies", "onnxprune.profiling"),
+    ("onnxprune.pipeline", "onnxprune.finetuning", "onnxprune.policies"),
     ("onnxprune.stepwise",),
     ("onnxprune.summary", "onnxprune.outputs", "onnxprune.dropping"),
     ("onnxprune.attempt", "onnxprune.inspection", "onnxprune.finish", "onnxprune.workers"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("onnxprune.settings",),
     ("onnxprune.search",),
     ("onnxprune.search.policy",),
-    ("onnxprune.judging", "onnxprune.drawing"),
+    ("onnxprune.judging", "onnxprune.drawing", "onnxprune.latency"),
     ("onnxprune.problem", "onnxprune.verify", "onnxprune.picture"),
     ("onnxprune.lossless", "onnxprune.evaluation", "onnxprune.repair", "onnxprune.criteria", "onnxprune.stages"),
     ("onnxprune.training",),
@@ -35,6 +35,7 @@ LAYERS = (
     ("onnxprune.surgery", "onnxprune.constants", "onnxprune.images", "onnxprune.arrays", "onnxprune.walk"),
     ("onnxprune.plan", "onnxprune.linear", "onnxprune.quantized", "onnxprune.draft", "onnxprune.inputs"),
     ("onnxprune.blocks",),
+    ("onnxprune.profiling",),
     ("onnxprune.depth", "onnxprune.runtime", "onnxprune.reporting", "onnxprune.numbers", "onnxprune.patches"),
     ("onnxprune.channels",),
     ("onnxprune.balancing", "onnxprune.regrouping"),

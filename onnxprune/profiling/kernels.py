@@ -34,6 +34,7 @@ class Kernel:
         op: the operator, as onnxruntime rewrote it.
         provider: what ran it.
         ms: median of its times.
+        least_ms: the shortest of them.
         node: place in the file of the node that it computes, -1 where it moves data between layouts or is not known.
     """
 
@@ -41,6 +42,7 @@ class Kernel:
     op: str
     provider: str
     ms: float
+    least_ms: float
     node: int
 
 
@@ -91,7 +93,7 @@ def read_trace(file: Path, graph: GraphProto, warm_up: int) -> Trace:
         times[name, about.get("op_name", ""), about.get("provider", ""), number].append(event["dur"] / 1e3)
     nodes = Nodes(graph)
     kernels = [
-        Kernel(name, op, provider, float(np.median(ms)), nodes.computed_by(name, op))
+        Kernel(name, op, provider, float(np.median(ms)), min(ms), nodes.computed_by(name, op))
         for (name, op, provider, _), ms in times.items()
     ]
     whole = float(np.median([end - start for start, end in runs])) / 1e3

@@ -24,17 +24,6 @@ from onnxprune.reporting import latency, versions
 from onnxprune.weights import Array, external_place, is_external
 
 FORMAT = "onnxprune.profile/1"
-PROVIDERS = {
-    "cpu": runtime.CPU,
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-}
-"""Short names of onnxruntime's providers; any other goes by its own."""
 USES = 3  # runs whose memory is looked at
 TRACED, TRACE_WARM_UP = 12, 3  # runs whose kernels are timed, after some that do not count
 
@@ -44,7 +33,7 @@ class ProfileSettings:
     """How models are measured.
 
     Attributes:
-        provider: what runs them: a key of `PROVIDERS`, or onnxruntime's own name.
+        provider: what runs them: a key of `runtime.PROVIDERS`, or onnxruntime's own name.
         batch: samples at a time; None: 1, or what the file fixes.
         threads: that one operator may use; 0 leaves it to onnxruntime.
         optimize: how far onnxruntime may rewrite the graph, see `runtime.LEVELS`.
@@ -64,7 +53,7 @@ class ProfileSettings:
     @property
     def provider_name(self) -> str:
         """The provider by the name that onnxruntime has for it."""
-        return PROVIDERS.get(self.provider.lower(), self.provider)
+        return runtime.PROVIDERS.get(self.provider.lower(), self.provider)
 
 
 @dataclass(frozen=True)

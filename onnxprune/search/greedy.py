@@ -20,6 +20,7 @@ PROBE = 0.5  # of a group that is cut to measure what its errors mean for the an
 POWERS = (0.5, 1.0)  # how far these measures are trusted
 WAYS = 2 + len(POWERS)  # plans that are judged in the end
 WARM = 0.5  # of the budget that the plan which another search starts from may take
+AHEAD = 8  # steps of a group that may be taken at once
 TOGETHER = 8  # plans that are judged together, by as many workers as there are
 
 
@@ -120,7 +121,7 @@ def descend(problem: Problem, scale: Floats | None = None) -> Counts:
     ]
     counts = problem.most.copy()
     while not problem.meets(counts)[0]:
-        groups, rows = _steps(problem, counts, problem.steps, up=False)
+        groups, rows = _steps_down(problem, counts)
         saved = problem.saved(counts, rows)
         error = np.asarray([kept[g][counts[g]] - kept[g][row[g]] for g, row in zip(groups, rows, strict=True)])
         counts = rows[_cheapest(error, saved)]
@@ -134,6 +135,15 @@ def descend(problem: Problem, scale: Floats | None = None) -> Counts:
                 break
             counts = rows[int(np.argmax(gained))]
     return counts
+
+
+def _steps_down(problem: Problem, counts: Counts) -> tuple[npt.NDArray[np.int64], Counts]:
+    """List what may leave next; of what falls in stairs, such as latency, several steps of a group at once, too."""
+    groups, rows = _steps(problem, counts, problem.steps, up=False)
+    for several in range(2, 1 + (AHEAD if problem.is_predicted else 1)):
+        further, wider = _steps(problem, counts, problem.steps * several, up=False)
+        groups, rows = np.concatenate([groups, further]), np.concatenate([rows, wider])
+    return groups, rows
 
 
 def _cheapest(error: Floats, saved: Floats) -> int:

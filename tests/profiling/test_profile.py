@@ -15,7 +15,6 @@ from cli_nets import CLASSES, Draft, convs, run, write, write_outside
 import onnxprune
 from onnxprune import ProfileSettings
 from onnxprune.cli.profile import compared
-from onnxprune.profiling import profile as profiling
 from onnxprune.profiling.intervals import Interval
 
 QUICK = ProfileSettings(seconds=0.5, precision=0.2)
@@ -154,4 +153,3 @@ def test_inputs_are_made_up_for_integers_as_well(folder: Path) -> None:
 def test_short_names_and_full_names_mean_the_same_provider() -> None:
     for name in ("cpu", "CPU", "CPUExecutionProvider"):
         assert ProfileSettings(provider=name).provider_name == "CPUExecutionProvider"
-    assert len(set(profiling.PROVIDERS.values())) == len(profiling.PROVIDERS)

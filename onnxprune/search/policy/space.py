@@ -131,9 +131,10 @@ class Space:
 
 def _saved(problem: Problem, counts: Counts) -> Floats:
     """Give what one channel of each group saves, as a part of the targets that are nearly reached."""
-    rows = np.vstack([np.asarray(counts, float), counts + np.eye(len(counts))])
+    several = np.maximum(problem.most / 4, 1) if problem.is_predicted else np.ones(len(counts))  # over a stair or two
+    rows = np.vstack([np.asarray(counts, float), counts + np.diag(several)])
     found, total = problem.costs.of(rows), np.zeros(len(counts))
     near = [t for t in problem.targets if found[t.metric][0] > (1 - NEAR) * t.limit] or list(problem.targets)
     for target in near:
-        total += (found[target.metric][1:] - found[target.metric][0]) / max(target.limit, 1)
+        total += (found[target.metric][1:] - found[target.metric][0]) / several / max(target.limit, 1)
     return np.maximum(total, 1e-30)

@@ -1,0 +1,119 @@
+"""Times of cut networks, measured beside the original: what a model of times is fitted to.
+
+Networks are cut at random, run in turns with the original, and their kernels are timed. Noise only ever adds, so of all
+runs the shortest counts, as a part of the shortest of the original in the same turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+
+from onnxprune import runtime
+from onnxprune.channels import Channels
+from onnxprune.latency.device import Device
+from onnxprune.plan import Plan
+from onnxprune.problem import Align, step_of
+from onnxprune.profiling.kernels import read_trace
+from onnxprune.progress import Progress
+from onnxprune.surgery import cut
+from onnxprune.weights import Array
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+PLANS, FEWEST = 36, 16
+LONGEST = 150.0  # seconds after which the fewest plans are enough
+TURNS, MOST_TURNS = 8, 60  # of each plan
+SECONDS = 0.4  # that a plan is measured for, if it has had its turns
+ALIGNMENTS = (Align(8, 8), Align(8, 8), Align(16, 2), Align(1))  # of plans in turn: the widths that searches try
+LEAST, SPREAD = 0.1, 0.4  # share of all widths, and how far each group's own goes from it, as a logarithm
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was measured.
+
+    Attributes:
+        counts: (plans, groups) channels kept; the first plan keeps all.
+        ms: (plans,) milliseconds of a run.
+        nodes: (plans, nodes + 1) milliseconds of the kernels of each node of the model; the last is what moves data
+            between layouts, or is not known.
+    """
+
+    counts: Ints
+    ms: Floats
+    nodes: Floats
+
+
+def draw(channels: Channels, count: int, seed: int) -> Ints:
+    """Draw plans that differ much in how much they keep, and of what: (count, groups), the first keeps all."""
+    generator = np.random.default_rng(seed)
+    widths = np.asarray([group.width for group in channels.groups], np.int64)
+    rows = [widths]
+    for number in range(1, count):
+        align = ALIGNMENTS[number % len(ALIGNMENTS)]
+        steps = np.asarray([step_of(group, align) for group in channels.groups], np.int64)
+        shares = generator.uniform(LEAST, 1) * np.exp(generator.normal(0, SPREAD, len(widths)))
+        rows.append(np.clip(np.round(shares * widths / steps) * steps, np.minimum(steps, widths), widths).astype(int))
+    return np.stack(rows)
+
+
+def measure(channels: Channels, device: Device, seed: int, progress: Progress) -> Samples:
+    """Cut a model in many ways and time what comes out.
+
+    Raises:
+        InputError: onnxruntime cannot run the model, or not on this device.
+    """
+    model = channels.model
+    feed = device.inputs(model)
+    makers = {t.name: at for at, node in enumerate(model.graph.nodes) for t in node.outputs if t.name}
+    original = device.session(model.proto, model.folder)
+    rows, ms, nodes, start = draw(channels, PLANS, seed), [], [], time.monotonic()
+    generator = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        for number, row in enumerate(rows):
+            if number >= FEWEST and time.monotonic() - start > LONGEST:
+                break
+            kept = (np.sort(generator.permutation(g.width)[:n]) for g, n in zip(channels.groups, row, strict=True))
+            smaller = cut(channels, Plan(tuple(kept)), runtime.evaluate)
+            plain = device.session(smaller, model.folder)
+            traced = device.session(smaller, model.folder, Path(scratch) / str(number))
+            ms.append(_turns((original, plain, traced), feed))
+            nodes.append(_by_maker(traced.end_profile(), smaller, makers, len(model.graph.nodes)))
+            progress.step(number + 1, len(rows))
+    before, after = np.asarray(ms).T
+    whole = float(before.min())
+    return Samples(rows[: len(ms)], after / before * whole, np.stack(nodes) * (whole / before)[:, None])
+
+
+def _turns(sessions: tuple[runtime.Session, ...], feed: Mapping[str, Array]) -> tuple[float, float]:
+    """Run in turns; returns the shortest milliseconds of the first two."""
+    for session in sessions:
+        session.run(feed)
+    found: list[list[float]] = []
+    start = time.perf_counter()
+    while len(found) < TURNS or (len(found) < MOST_TURNS and time.perf_counter() - start < SECONDS):
+        turn = []
+        for session in sessions:
+            before = time.perf_counter()
+            session.run(feed)
+            turn.append((time.perf_counter() - before) * 1e3)
+        found.append(turn)
+    original, plain, _ = np.asarray(found).min(axis=0)
+    return float(original), float(plain)
+
+
+def _by_maker(file: Path, model: ModelProto, makers: Mapping[str, int], count: int) -> Floats:
+    """Add up the shortest times of kernels by the node of the original that makes the same tensor."""
+    found = np.zeros(count + 1)
+    for kernel in read_trace(file, model.graph, 1).kernels:
+        name = next(iter(model.graph.node[kernel.node].output), "") if kernel.node >= 0 else ""
+        found[makers.get(name, count)] += kernel.least_ms
+    return found

@@ -1,0 +1,202 @@
+"""``--latency``: met as measured, on machines that are made up, and once on this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_nets import CLASSES, convs, run, write
+
+import onnxprune
+from onnxprune import CompressSettings, attempt
+from onnxprune.attempt import Attempt, _next_limit
+from onnxprune.channels import Channels
+from onnxprune.errors import InputError, TargetError
+from onnxprune.latency import kept
+from onnxprune.latency.device import Device
+from onnxprune.latency.features import Features
+from onnxprune.latency.samples import Samples, draw
+from onnxprune.metrics import LATENCY, Costs
+from onnxprune.model import Model
+from onnxprune.problem import Problem, parse_target
+from onnxprune.profiling.intervals import Interval
+from onnxprune.progress import Progress
+from onnxprune.search import greedy
+
+IMAGE = (3, 8, 8)
+ORIGINAL = 10.0  # milliseconds
+
+
+@dataclass
+class Machine:
+    """What a run takes, given the share of the MACs: as it is predicted, and as it is measured in the end."""
+
+    predicted: Callable[[Any], Any] = lambda share: 0.1 + 0.9 * share
+    real: Callable[[float], float] = lambda share: 0.1 + 0.9 * share
+    timed: int = 0
+
+    def measure(self, channels: Channels, device: Device, seed: int, progress: Progress) -> Samples:
+        counts = draw(channels, 36, seed)
+        costs = Costs(channels)
+        terms, nodes = Features(channels, costs).terms(counts), len(channels.model.graph.nodes)
+        macs = costs.of(counts)["macs"]
+        ms = ORIGINAL * self.predicted(macs / macs[0])
+        own = np.zeros((len(counts), nodes + 1))
+        features = Features(channels, costs)
+        for node in range(nodes):
+            own[:, node] = features.of_node(terms, node)[:, 1]
+        return Samples(counts, ms, own * (ms / own.sum(axis=1))[:, None])
+
+    def time_beside(self, tried: Attempt, model: Model, verify: str, device: Device) -> None:
+        self.timed += 1
+        share = self.real(tried.macs_share)
+        tried.before = {"median": ORIGINAL, "p10": ORIGINAL, "p90": ORIGINAL}
+        tried.after = dict.fromkeys(tried.before, ORIGINAL * share)
+        tried.speedup = Interval(1 / share, 0.99 / share, 1.01 / share)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kept, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(kept, "measure", lambda *given: made.measure(*given))
+    monkeypatch.setattr(attempt, "time_beside", lambda *given: made.time_beside(*given))
+    write(convs((64, 96, 64, 48), image=IMAGE), Path("model.onnx"))
+    generator = np.random.default_rng(0)
+    np.savez("data.npz", x=generator.standard_normal((200, *IMAGE)).astype(np.float32))
+    return made
+
+
+def compress(share: str, data: str | None = None, **asked: Any) -> onnxprune.reporting.Report:  # type: ignore[name-defined]
+    settings = CompressSettings({LATENCY: share, **asked.pop("targets", {})}, budget=8, **asked)
+    return onnxprune.compress("model.onnx", "small.onnx", settings, data=data, force=True)
+
+
+def time_share(report: Any) -> float:
+    return float(report.after.latency_ms["median"] / report.before.latency_ms["median"])
+
+
+@pytest.mark.parametrize("data", [None, "data.npz"])
+@pytest.mark.parametrize("share", ["0.5", "30%", "5ms"])
+def test_the_time_asked_for_is_met_where_predictions_are_right(machine: Machine, share: str, data: str | None) -> None:
+    wanted = {"0.5": 0.5, "30%": 0.3, "5ms": 0.5}[share]
+    assert time_share(compress(share, data)) == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("data", [None, "data.npz"])
+@pytest.mark.parametrize("bias", [0.7, 1.4])
+def test_predictions_that_are_off_are_found_out_and_made_up_for(
+    machine: Machine, bias: float, data: str | None
+) -> None:
+    machine.real = lambda share: (0.1 + 0.9 * share) ** bias
+    report = compress("0.4", data)
+    assert time_share(report) == pytest.approx(0.4, rel=0.06)
+    assert machine.timed > 1
+
+
+def test_a_plan_that_takes_longer_than_asked_is_taken_only_where_no_other_is_left(machine: Machine) -> None:
+    machine.real = lambda share: 0.8 if share > 0.35 else 0.2
+    assert time_share(compress("0.5")) == 0.2
+
+
+def test_several_targets_hold_at_once(machine: Machine) -> None:
+    report = compress("0.5", targets={"params": "0.3"})
+    assert report.after.params <= 0.3 * report.before.params
+    assert time_share(report) <= 0.5 * 1.05
+    assert machine.timed == 1  # the other target holds it down, so no limit of the time is to blame
+
+
+def test_what_cannot_be_reached_is_said_with_the_lowest_that_can(machine: Machine) -> None:
+    machine.predicted = lambda share: 0.6 + 0.4 * share
+    with pytest.raises(TargetError, match=r"--latency 0\.3 cannot be reached: the lowest is 0\.\d+ of the original"):
+        compress("0.3")
+    assert not Path("small.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"verify": "none"}, "leave --verify none and --steps out"),
+        ({"provider": "abacus"}, "this onnxruntime has no abacus"),
+        ({"batch": 0}, "--batch 1 or more"),
+        ({"threads": -1}, "--threads must be 0 or more"),
+    ],
+)
+def test_what_makes_no_sense_with_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(convs(), Path("model.onnx"))
+    with pytest.raises(InputError, match=words):
+        compress("0.5", **asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("0.5", 5000), ("50%", 5000), ("5ms", 5000), ("700us", 700), ("0.002s", 2000), ("1", 10000)],
+)
+def test_times_are_read_with_their_units(text: str, limit: float) -> None:
+    assert parse_target(LATENCY, text, 10_000).limit == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("text", ["5", "1.5", "5m", "5MB", "fast", "-1ms", "0ms"])
+def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(InputError, match=r"--latency .*(5ms|above 0)"):
+        parse_target(LATENCY, text, 10_000)
+
+
+def test_limits_are_scaled_until_there_is_one_on_either_side_and_halved_then() -> None:
+    assert _next_limit([(100, 0.8)], 0.4) == pytest.approx(50)
+    assert _next_limit([(100, 0.8), (50, 0.2)], 0.4) == pytest.approx(100 / 2**0.5)
+    assert _next_limit([(100, 0.2), (50, 0.8)], 0.4) == pytest.approx(25)  # noise: nothing to interpolate between
+
+
+def test_a_group_whose_next_step_saves_nothing_loses_several_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times fall in stairs of 32 channels, but for one group whose channels matter most, and steps are of 8.
+
+    One step at a time is blind to what the fourth of them saves, and takes all from the one group.
+    """
+    from onnxprune.channels import find_channels
+    from onnxprune.model import load
+    from onnxprune.runtime import evaluate
+
+    channels = find_channels(load(Path("model.onnx"), evaluate))
+    costs = Costs(channels)
+    worth = [np.full(group.width, 10.0 if at == 0 else 1.0) for at, group in enumerate(channels.groups)]
+
+    def stairs(counts: Any) -> Any:
+        counts = np.concatenate([counts[:, :1], np.ceil(counts[:, 1:] / 32) * 32], axis=1)
+        return costs.macs_sum.terms(costs.table.sizes(counts)).sum(axis=1)
+
+    costs.predicted[LATENCY] = stairs
+    whole = float(costs.of([group.width for group in channels.groups])[LATENCY][0])
+    problem = Problem(channels, costs, [parse_target(LATENCY, "0.3", whole)], worth)
+    seeing = greedy.descend(problem)
+    monkeypatch.setattr(greedy, "AHEAD", 1)
+    blind = greedy.descend(problem)
+    assert problem.meets(np.stack([seeing, blind])).all()
+    assert problem.kept_importance(problem.plan(seeing)) > 1.05 * problem.kept_importance(problem.plan(blind))
+
+
+def test_on_this_machine_the_command_makes_a_faster_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.latency import samples
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(samples, "PLANS", 16)
+    monkeypatch.setattr(samples, "SECONDS", 0.05)
+    write(convs((128, 128, 128, 128), image=(3, 16, 16), classes=CLASSES), Path("model.onnx"))
+    outcome = run("compress", "model.onnx", "--latency", 0.4, "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    for words in ("predicted with a mean error of", "of the time of a run", "faster"):
+        assert words in outcome.out
+    report = json.loads(Path("small.report.json").read_text())
+    assert report["after"]["latency_ms"]["median"] < 0.7 * report["before"]["latency_ms"]["median"]
+    assert report["target"][LATENCY]["asked"] == "0.4"
