@@ -311,7 +311,9 @@ def _show(report: Report, out: Path | str | None) -> None:
         result.add_row(name, display.count(old), display.count(new), f"{new / max(old, 1):.1%}")
     if before.latency_ms and after.latency_ms:
         old, new = before.latency_ms["median"], after.latency_ms["median"]
-        result.add_row("latency, ms (1 thread)", f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}")
+        result.add_row(f"latency, ms ({display.threads(report.settings['threads'])})", *_times(old, new))
+    if report.speedup is not None:
+        result.add_row("speed", "1x", *_speed(report.speedup))
     if before.accuracy is not None and after.accuracy is not None:
         points = (after.accuracy - before.accuracy) * 100
         result.add_row("accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", f"{points:+.2f} points")
@@ -322,6 +324,15 @@ def _show(report: Report, out: Path | str | None) -> None:
     for note in report.notes:
         console.print(f"Note: {note}")
     console.print("dry run: nothing written" if report.output is None else f"wrote {out}, its plan and its report")
+
+
+def _times(old: float, new: float) -> tuple[str, str, str]:
+    return f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}"
+
+
+def _speed(found: Mapping[str, float]) -> tuple[str, str]:
+    """Show a speed-up with its interval, and what the FLOPs suggest."""
+    return f"{found['median']:.2f}x ({found['low']:.2f}x to {found['high']:.2f}x)", f"FLOPs: {found['ideal']:.2f}x"
 
 
 def _show_answers(report: Report, console: Console) -> None:

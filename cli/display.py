@@ -251,6 +251,11 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def threads(number: int) -> str:
+    """Say how many threads one operator may use."""
+    return {0: "threads as onnxruntime chooses", 1: "1 thread"}.get(number, f"{number} threads")
+
+
 def group_name(group: Mapping[str, Any]) -> str:
     """Name a group, and say where cutting it is only approximate."""
     return f"{group['name']} (approximate)" if group["approximate"] else str(group["name"])

@@ -68,10 +68,7 @@ def profile(
 
 
 def _show(report: ProfileReport, provider: str) -> None:
-    about, settings = report.machine, report.settings
-    threads = {0: "threads as onnxruntime chooses", 1: "1 thread"}.get(
-        settings["threads"], f"{settings['threads']} threads"
-    )
+    about, threads = report.machine, display.threads(report.settings["threads"])
     where = about.get("gpu", about["cpu"]) if provider != "CPUExecutionProvider" else about["cpu"]
     for note in report.notes:
         click.echo(f"note: {note}")

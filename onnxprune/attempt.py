@@ -88,6 +88,11 @@ class Attempt:
         return macs / max(self.problem.original["macs"], 1)
 
     @property
+    def ideal(self) -> float:
+        """How many times faster the FLOPs suggest that it is."""
+        return 1 / max(self.macs_share, 1e-9)
+
+    @property
     def time_share(self) -> float | None:
         """Share of the original's time that a run needs (None: not timed)."""
         return 1 / self.speedup.median if self.speedup is not None else None
@@ -164,6 +169,12 @@ class Attempts:
         targets: metric to what was asked for, as text (default: those of the settings).
         allows: tells whether a plan and its cut model may be taken for their speed (default: all may).
 
+    Attributes:
+        targets: what every plan must meet.
+        time_asked: share of the original's time that may be taken, as measured; None: no time was asked for.
+        best: the attempt that is taken.
+        tried: all of them.
+
     Raises:
         InputError: a target makes no sense.
         TargetError: a target cannot be reached.
@@ -193,19 +204,19 @@ class Attempts:
             progress.say(f"Keep at most {described(target, original)}")
         align = self._settings.align
         self._ladder = ALIGNMENTS if align is None else (Align(align),)
-        self._share = next((t.limit / original[LATENCY] for t in self.targets if t.metric == LATENCY), None)
-        if self._share is not None and journal is not None:
-            self._try_prediction(self._share)
+        self.time_asked = next((t.limit / original[LATENCY] for t in self.targets if t.metric == LATENCY), None)
+        if self.time_asked is not None and journal is not None:
+            self._try_prediction(self.time_asked)
         self.best = self._search(self._ladder[0])
         self.tried = [self.best]
 
     def cut_and_time(self) -> None:
         """Cut the plan and time the result; where that shows a need, try others, and keep the best."""
         self._cut_and_time(self.best)
-        if self._share is None:
+        if self.time_asked is None:
             self._coarsen()
         else:
-            self._approach(self._share)
+            self._approach(self.time_asked)
 
     def _coarsen(self) -> None:
         """Go on to coarser widths while the time lags behind the MACs."""

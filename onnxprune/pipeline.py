@@ -22,6 +22,7 @@ from onnxprune.errors import InputError
 from onnxprune.evaluation import Judge, Scores, evaluate_model
 from onnxprune.finish import Finish, points_lost
 from onnxprune.journal import Journal
+from onnxprune.latency.shortfall import kernel_times, shortfall
 from onnxprune.lossless import find_lossless, nothing_lossless
 from onnxprune.metrics import LATENCY
 from onnxprune.outputs import check_apart, check_outputs, default_output, write_results
@@ -187,6 +188,8 @@ def _proven(
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
     _note_search(report, attempts)
+    with clock.stage("explain"):
+        _note_time(report, attempts, prepared)
     if finish is not None:
         with clock.stage("evaluate"):
             report.add_stages(finish.stages(attempt.result, result, trained))
@@ -254,6 +257,24 @@ def _note_search(report: Report, attempts: Attempts) -> None:
         report.notes.append(
             "an earlier run in this folder found the plan; this search came to none that answers better"
         )
+
+
+def _note_time(report: Report, attempts: Attempts, prepared: Prepared) -> None:
+    """Say whether the time asked for was met, and where the time is that should have gone with the FLOPs."""
+    device, attempt = prepared.source.settings.device, attempts.best
+    found, asked = attempt.time_share, attempts.time_asked
+    if found is not None and asked is not None:
+        whole = attempt.problem.original[LATENCY]
+        report.target[LATENCY] |= {"limit": asked * whole, "reached": found * whole}
+        if attempt.misses(asked)[0]:
+            report.notes.append(
+                f"the result takes {found:.1%} of the original's time as measured, {asked:.1%} was asked for; no plan "
+                "that was tried came closer"
+            )
+    if attempt.lags and device.tells_kernels:
+        before, after = kernel_times(attempt.channels, attempt.result, device)
+        missing = shortfall(attempt.channels, attempt.problem.costs, attempt.plan.counts, before, after)
+        report.notes += [] if missing is None else [f"the FLOPs suggest {attempt.ideal:.2f}x: {missing}"]
 
 
 def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool) -> None:

@@ -47,6 +47,8 @@ class Report:
         output: the output file's name, None on a dry run.
         before: the original.
         after: the result.
+        speedup: how many times faster the result runs, where that lies with a confidence of 95 %, and what its FLOPs
+            suggest (``ideal``); None where nothing was timed.
         target: per metric what was asked, the limit, and the value reached.
         score: how the search judged the plan, larger is better: with data the error of its answers times -1, without
             the share of importance that it keeps.
@@ -72,6 +74,7 @@ class Report:
     score: float | None
     groups: list[dict[str, Any]]
     frozen: list[dict[str, Any]]
+    speedup: dict[str, float] | None = None
     lossless: dict[str, float] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)

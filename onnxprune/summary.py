@@ -35,6 +35,7 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
         output=out.name if out else None,
         before=_measured(problem.original, attempt.before),
         after=_measured(after, attempt.after),
+        speedup=_speedup(attempt),
         target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
         score=attempt.score if attempt.score is not None and np.isfinite(attempt.score) else None,
         groups=[
@@ -53,6 +54,12 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
         settings={**asdict(prepared.source.settings), "align": asdict(attempt.align)},
         seconds=clock.seconds,
     )
+
+
+def _speedup(attempt: Attempt) -> dict[str, float] | None:
+    if attempt.speedup is None:
+        return None
+    return {name: round(value, 4) for name, value in {**vars(attempt.speedup), "ideal": attempt.ideal}.items()}
 
 
 def _approximate(attempt: Attempt) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from onnx import ModelProto
 from onnxprune import runtime
 from onnxprune.channels import Channels
 from onnxprune.latency.device import Device
+from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.problem import Align, step_of
 from onnxprune.profiling.kernels import read_trace
@@ -73,7 +74,7 @@ def measure(channels: Channels, device: Device, seed: int, progress: Progress) -
     """
     model = channels.model
     feed = device.inputs(model)
-    makers = {t.name: at for at, node in enumerate(model.graph.nodes) for t in node.outputs if t.name}
+    known = makers(model)
     original = device.session(model.proto, model.folder)
     rows, ms, nodes, start = draw(channels, PLANS, seed), [], [], time.monotonic()
     generator = np.random.default_rng(seed)
@@ -85,16 +86,16 @@ def measure(channels: Channels, device: Device, seed: int, progress: Progress) -
             smaller = cut(channels, Plan(tuple(kept)), runtime.evaluate)
             plain = device.session(smaller, model.folder)
             traced = device.session(smaller, model.folder, Path(scratch) / str(number))
-            ms.append(_turns((original, plain, traced), feed))
-            nodes.append(_by_maker(traced.end_profile(), smaller, makers, len(model.graph.nodes)))
+            ms.append(turns((original, plain, traced), feed)[:2])
+            nodes.append(by_maker(traced.end_profile(), smaller, known, len(model.graph.nodes)))
             progress.step(number + 1, len(rows))
     before, after = np.asarray(ms).T
     whole = float(before.min())
     return Samples(rows[: len(ms)], after / before * whole, np.stack(nodes) * (whole / before)[:, None])
 
 
-def _turns(sessions: tuple[runtime.Session, ...], feed: Mapping[str, Array]) -> tuple[float, float]:
-    """Run in turns; returns the shortest milliseconds of the first two."""
+def turns(sessions: Sequence[runtime.Session], feed: Mapping[str, Array]) -> Floats:
+    """Run in turns; returns the shortest milliseconds of each session."""
     for session in sessions:
         session.run(feed)
     found: list[list[float]] = []
@@ -106,14 +107,19 @@ def _turns(sessions: tuple[runtime.Session, ...], feed: Mapping[str, Array]) -> 
             session.run(feed)
             turn.append((time.perf_counter() - before) * 1e3)
         found.append(turn)
-    original, plain, _ = np.asarray(found).min(axis=0)
-    return float(original), float(plain)
+    shortest: Floats = np.asarray(found, np.float64).min(axis=0)
+    return shortest
 
 
-def _by_maker(file: Path, model: ModelProto, makers: Mapping[str, int], count: int) -> Floats:
+def makers(model: Model) -> dict[str, int]:
+    """Name the node that makes each tensor."""
+    return {t.name: at for at, node in enumerate(model.graph.nodes) for t in node.outputs if t.name}
+
+
+def by_maker(file: Path, model: ModelProto, known: Mapping[str, int], count: int) -> Floats:
     """Add up the shortest times of kernels by the node of the original that makes the same tensor."""
     found = np.zeros(count + 1)
     for kernel in read_trace(file, model.graph, 1).kernels:
         name = next(iter(model.graph.node[kernel.node].output), "") if kernel.node >= 0 else ""
-        found[makers.get(name, count)] += kernel.least_ms
+        found[known.get(name, count)] += kernel.least_ms
     return found

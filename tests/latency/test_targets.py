@@ -105,6 +105,22 @@ def test_a_plan_that_takes_longer_than_asked_is_taken_only_where_no_other_is_lef
     assert time_share(compress("0.5")) == 0.2
 
 
+def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
+    machine.real = lambda share: 0.9
+    report = compress("0.5")
+    assert any("takes 90.0% of the original's time as measured, 50.0% was asked for" in note for note in report.notes)
+    assert report.target[LATENCY]["reached"] == pytest.approx(0.9 * 10_000, rel=0.1)
+    assert report.target[LATENCY]["limit"] == pytest.approx(0.5 * 10_000, rel=0.1)
+
+
+def test_a_cut_that_brings_little_time_says_where_it_went(machine: Machine) -> None:
+    machine.real = lambda share: 0.95
+    report = onnxprune.compress("model.onnx", "small.onnx", CompressSettings({"macs": "0.3"}, align=3))
+    assert report.speedup is not None
+    assert report.speedup["ideal"] > 3 > report.speedup["high"]
+    assert any("no multiple of 4" in note for note in report.notes)
+
+
 def test_several_targets_hold_at_once(machine: Machine) -> None:
     report = compress("0.5", targets={"params": "0.3"})
     assert report.after.params <= 0.3 * report.before.params
