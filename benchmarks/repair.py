@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.attempt import Attempts
+from onnxprune.attempts import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
 from onnxprune.errors import OnnxPruneError

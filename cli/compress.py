@@ -44,6 +44,11 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
     help="Take at most this part of the time of a run, as measured here: 0.5, 50% or 5ms.",
 )
 @click.option(
+    "--memory",
+    metavar="SHARE",
+    help="Need at most this part of the memory of a process that runs it, as measured here: 0.5, 50% or 40MB.",
+)
+@click.option(
     "--max-drop",
     type=float,
     metavar="POINTS",
@@ -146,6 +151,7 @@ def compress(
     flops: str | None,
     params: str | None,
     latency: str | None,
+    memory: str | None,
     output: Path | None,
     max_drop: float | None,
     search: str | None,
@@ -183,12 +189,12 @@ def compress(
 ) -> None:
     """Make MODEL smaller until it meets its targets, prove the result, and write it with its plan and report."""
     from onnxprune import pipeline
-    from onnxprune.metrics import LATENCY
+    from onnxprune.metrics import LATENCY, MEMORY
     from onnxprune.outputs import default_output
     from onnxprune.records import default_folder
     from onnxprune.settings import CompressSettings, parse_seconds
 
-    asked = {"macs": flops, "params": params, LATENCY: latency}
+    asked = {"macs": flops, "params": params, LATENCY: latency, MEMORY: memory}
     settings = CompressSettings(
         targets={metric: text for metric, text in asked.items() if text is not None},
         max_drop=max_drop,
@@ -312,6 +318,9 @@ def _show(report: Report, out: Path | str | None) -> None:
     if before.latency_ms and after.latency_ms:
         old, new = before.latency_ms["median"], after.latency_ms["median"]
         result.add_row(f"latency, ms ({display.threads(report.settings['threads'])})", *_times(old, new))
+    if before.memory_bytes and after.memory_bytes:
+        old, new = before.memory_bytes, after.memory_bytes
+        result.add_row("memory of a process", display.count(old), display.count(new), f"{new / old:.1%}")
     if report.speedup is not None:
         result.add_row("speed", "1x", *_speed(report.speedup))
     if before.accuracy is not None and after.accuracy is not None:

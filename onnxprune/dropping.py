@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune import runtime
-from onnxprune.attempt import ALIGNMENTS, Attempts
+from onnxprune.attempts import ALIGNMENTS, Attempts
 from onnxprune.errors import TargetError
 from onnxprune.finish import Finish
 from onnxprune.journal import Journal

@@ -20,8 +20,8 @@ from onnxprune.weights import NOT_WEIGHTS, byte_size, item_size
 
 Floats = npt.NDArray[np.float64]
 METRICS = ("macs", "params", "file_bytes", "activation_bytes")
-LATENCY = "latency_us"
-"""Microseconds of a run: not counted but predicted, so it is there only where it was asked for, see `Costs.predict`."""
+LATENCY, MEMORY = "latency_us", "memory_bytes"
+"""Microseconds of a run, and what a process needs for it: predicted where they are asked for, see `Costs.predicted`."""
 CHUNK = 4_000_000  # numbers of a table of plans by terms that are held at once
 
 
@@ -140,13 +140,17 @@ class Costs:
             counts: (plans, groups), or (groups,) for one plan; fractions are allowed.
 
         Returns:
-            Per metric an array (plans,).
+            Per metric an array (plans,), what is predicted among them.
         """
+        table = np.atleast_2d(np.asarray(counts, np.float64))
+        return self.counted(table) | {name: predict(table) for name, predict in self.predicted.items()}
+
+    def counted(self, counts: npt.ArrayLike) -> dict[str, Floats]:
+        """Give what follows from counting alone, see `of`."""
         table = np.atleast_2d(np.asarray(counts, np.float64))
         rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self.table.one))
         parts = [self._of_rows(table[start : start + rows]) for start in range(0, len(table), rows)]
-        counted = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
-        return counted | {name: predict(table) for name, predict in self.predicted.items()}
+        return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 
     def _of_rows(self, counts: Floats) -> dict[str, Floats]:
         sizes = self.table.sizes(counts)

@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import Attempts, early_end
+from onnxprune.attempt import WORDS, early_end, measure_memory
+from onnxprune.attempts import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
 from onnxprune.dropping import smallest_within
@@ -22,11 +23,12 @@ from onnxprune.errors import InputError
 from onnxprune.evaluation import Judge, Scores, evaluate_model
 from onnxprune.finish import Finish, points_lost
 from onnxprune.journal import Journal
-from onnxprune.latency.shortfall import kernel_times, shortfall
+from onnxprune.limits import NEAR
 from onnxprune.lossless import find_lossless, nothing_lossless
-from onnxprune.metrics import LATENCY
+from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.outputs import check_apart, check_outputs, default_output, write_results
 from onnxprune.plan import Plan
+from onnxprune.predicting.shortfall import kernel_times, shortfall
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import Place, default_folder, is_half_written, unfinished
@@ -141,10 +143,11 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
-    if LATENCY in source.settings.targets:
-        with clock.stage("measure times"):
-            error = prepared.predict_latency(progress)
-        progress.say(f"Times of plans are predicted with a mean error of {error:.1%}.")
+    if {LATENCY, MEMORY} & source.settings.targets.keys():
+        with clock.stage("measure cuts"):
+            errors = prepared.predict(progress)
+        for metric, error in errors.items():
+            progress.say(f"The {WORDS[metric]} of plans is predicted with a mean error of {error:.1%}.")
     finish = Finish(prepared, progress) if prepared.parts is not None else None
     if finish is not None and source.settings.finetune_epochs:
         finish.check_training()
@@ -184,12 +187,15 @@ def _proven(
     if trained is not attempt.result:
         with clock.stage("verify"):
             checks |= verify_repaired(lossless.channels, attempt.plan, trained, settings.verify)
+    if attempt.memory is None and settings.verify != "none":
+        with clock.stage("measure memory"):
+            measure_memory(attempt, prepared.original.model, settings.device)
     report = summarise(prepared, attempt, out, clock)
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
     _note_search(report, attempts)
     with clock.stage("explain"):
-        _note_time(report, attempts, prepared)
+        _note_measured(report, attempts, prepared)
     if finish is not None:
         with clock.stage("evaluate"):
             report.add_stages(finish.stages(attempt.result, result, trained))
@@ -224,7 +230,7 @@ def _search(
             attempts = Attempts(prepared, worth, journal, progress, targets, allows)
         if not dry_run:
             with clock.stage("cut and time"):
-                attempts.cut_and_time()
+                attempts.cut_and_measure()
         attempts.best.score = attempts.best.problem.score(attempts.best.plan)
     return attempts
 
@@ -259,17 +265,17 @@ def _note_search(report: Report, attempts: Attempts) -> None:
         )
 
 
-def _note_time(report: Report, attempts: Attempts, prepared: Prepared) -> None:
-    """Say whether the time asked for was met, and where the time is that should have gone with the FLOPs."""
+def _note_measured(report: Report, attempts: Attempts, prepared: Prepared) -> None:
+    """Say whether time and memory are as was asked, and where the time is that should have gone with the FLOPs."""
     device, attempt = prepared.source.settings.device, attempts.best
-    found, asked = attempt.time_share, attempts.time_asked
-    if found is not None and asked is not None:
-        whole = attempt.problem.original[LATENCY]
-        report.target[LATENCY] |= {"limit": asked * whole, "reached": found * whole}
-        if attempt.misses(asked)[0]:
+    for metric, share in attempts.limits.asked.items():
+        found, whole = attempt.measured_share(metric), attempt.problem.original[metric]
+        if found is None:
+            continue
+        report.target[metric] |= {"limit": share * whole, "reached": found * whole}
+        if found > (1 + NEAR) * share:
             report.notes.append(
-                f"the result takes {found:.1%} of the original's time as measured, {asked:.1%} was asked for; no plan "
-                "that was tried came closer"
+                f"{found:.1%} of the {WORDS[metric]} were measured, {share:.1%} were asked for; no plan came closer"
             )
     if attempt.lags and device.tells_kernels:
         before, after = kernel_times(attempt.channels, attempt.result, device)

@@ -14,10 +14,10 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.data import Data, Split, read_data, read_preprocess, split
 from onnxprune.errors import InputError
 from onnxprune.judging import Candidates, judge_on
-from onnxprune.latency import kept
 from onnxprune.lossless import Lossless, find_lossless
-from onnxprune.metrics import LATENCY, Costs
+from onnxprune.metrics import LATENCY, MEMORY, Costs
 from onnxprune.model import Model
+from onnxprune.predicting import kept, memory
 from onnxprune.problem import Problem
 from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
@@ -83,15 +83,23 @@ class Prepared:
             self.lossless.channels, self.parts.calibration, seed=self.source.settings.seed, progress=progress
         )
 
-    def predict_latency(self, progress: Progress) -> float:
-        """Let `costs` tell the time of a run as well; returns the mean error of that, as a part of the time.
+    def predict(self, progress: Progress) -> dict[str, float]:
+        """Let `costs` tell what targets ask for that cannot be counted: time and memory.
+
+        Returns:
+            For each its mean error, as a part of it.
 
         Raises:
             InputError: onnxruntime cannot run the model, or not on the device asked for.
         """
-        predictor = kept.predictor(self.lossless.channels, self.costs, self.source.settings.device, progress)
-        self.costs.predicted[LATENCY] = lambda counts: predictor.ms(counts) * 1e3
-        return predictor.error
+        given, errors = (self.lossless.channels, self.costs, self.source.settings.device, progress), {}
+        if LATENCY in self.source.settings.targets:
+            predictor = kept.predictor(*given)
+            self.costs.predicted[LATENCY] = lambda counts: predictor.ms(counts) * 1e3
+            errors[LATENCY] = predictor.error
+        if MEMORY in self.source.settings.targets:
+            self.costs.predicted[MEMORY], errors[MEMORY] = memory.predictor(*given)
+        return errors
 
     def candidates(self, statistics: Statistics, threads: int | None = None) -> Candidates:
         """Get ready to judge plans."""

@@ -16,7 +16,7 @@ from onnxprune.channels import Channels, Group
 from onnxprune.depth import Depth
 from onnxprune.errors import InputError, TargetError
 from onnxprune.lossless import Lossless, nothing_lossless
-from onnxprune.metrics import LATENCY, Costs
+from onnxprune.metrics import LATENCY, MEMORY, Costs
 from onnxprune.plan import Plan
 
 Floats = npt.NDArray[np.float64]
@@ -25,11 +25,14 @@ Counts = npt.NDArray[np.int64]
 ROWS = 256  # plans that are looked at together
 SLACK = 0.002  # of the original's cost: single steps are added until a target is as close as this
 CLOSE = 0.01  # of the original's cost: steps finer than asked for are added only where more than this is open
-OPTIONS = {"macs": "--flops", "params": "--params", LATENCY: "--latency"}
+OPTIONS = {"macs": "--flops", "params": "--params", LATENCY: "--latency", MEMORY: "--memory"}
 SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-UNITS = {LATENCY: {"us": 1.0, "ms": 1e3, "s": 1e6}}
+UNITS = {
+    LATENCY: {"us": 1.0, "ms": 1e3, "s": 1e6},
+    MEMORY: {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+}
 """What absolute values of a metric are given in, where that is not `SCALE`."""
-EXAMPLES = {LATENCY: "5ms"}
+EXAMPLES = {LATENCY: "5ms", MEMORY: "40MB"}
 
 
 @dataclass(frozen=True)

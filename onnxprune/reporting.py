@@ -24,7 +24,7 @@ class Measured:
         file_bytes: size of the file, external data included.
         activation_bytes: most bytes of activations alive at once, counted.
         latency_ms: median, p10 and p90 of one run.
-        memory_bytes: memory of the process.
+        memory_bytes: most that a process needs to run it, above an empty one, see docs/measuring.md.
         accuracy: share of samples whose class is right.
     """
 

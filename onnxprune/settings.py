@@ -10,8 +10,8 @@ from onnxprune import runtime, search
 from onnxprune.criteria import CRITERIA, NEED_DATA
 from onnxprune.data import CHOICES
 from onnxprune.errors import InputError
-from onnxprune.latency.device import Device
-from onnxprune.metrics import LATENCY
+from onnxprune.metrics import LATENCY, MEMORY
+from onnxprune.predicting.device import Device
 from onnxprune.verify import LEVELS
 
 
@@ -20,7 +20,8 @@ class CompressSettings:
     """What compress is asked for.
 
     Attributes:
-        targets: metric (``macs``, ``params``, ``latency_us``) to a fraction or an absolute value, as text.
+        targets: metric (``macs``, ``params``, ``latency_us``, ``memory_bytes``) to a fraction or an absolute value,
+            as text.
         max_drop: in place of targets, the points of accuracy (or agreement) that may be lost.
         search: name of a search; None chooses by whether there is data.
         policy: file of the policy that `gnn_rl` starts from; None: it starts from the greedy plan and knows nothing.
@@ -162,8 +163,8 @@ def _check(settings: CompressSettings) -> None:
         raise InputError(f"--steps {settings.steps}: at least one step is needed")
     if settings.steps > 1 and (not settings.finetune_epochs or settings.max_drop is not None):
         raise InputError("--steps trains between cuts, towards a target; give --finetune-epochs, and no --max-drop")
-    if LATENCY in settings.targets and (settings.verify == "none" or settings.steps > 1):
-        raise InputError("--latency measures what is cut, in one step; leave --verify none and --steps out")
+    if {LATENCY, MEMORY} & settings.targets.keys() and (settings.verify == "none" or settings.steps > 1):
+        raise InputError("--latency and --memory measure what is cut, in one step; leave --verify none and --steps out")
     if settings.threads < 0 or (settings.batch is not None and settings.batch < 1):
         raise InputError("--threads must be 0 or more, and --batch 1 or more")
     if settings.workers < 1:

@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.attempt import Attempt, Searched, described, early_end, time_beside
+from onnxprune.attempt import Attempt, Searched, described, early_end, measure_beside
 from onnxprune.channels import Channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
@@ -136,7 +136,8 @@ class Stepwise:
             raise InputError(f"a plan in {files[0].parent.parent} is damaged; remove the folder") from error
         with self.clock.stage("cut and time"):
             attempt = Attempt(self.problem, plan, self.align, cut(channels, plan, runtime.evaluate))
-            time_beside(attempt, channels.model, self.source.settings.verify, self.source.settings.device)
+            if self.source.settings.verify != "none":
+                measure_beside(attempt, channels.model, self.source.settings.device)
         return attempt
 
 

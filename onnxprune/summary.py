@@ -33,8 +33,8 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
         headline=_headline(attempt, path.name),
         model=path.name,
         output=out.name if out else None,
-        before=_measured(problem.original, attempt.before),
-        after=_measured(after, attempt.after),
+        before=_measured(problem.original, attempt.before, attempt.memory and attempt.memory[0]),
+        after=_measured(after, attempt.after, attempt.memory and attempt.memory[1]),
         speedup=_speedup(attempt),
         target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
         score=attempt.score if attempt.score is not None and np.isfinite(attempt.score) else None,
@@ -92,8 +92,8 @@ def _missed(attempt: Attempt, after: Mapping[str, float]) -> list[str]:
     return [f"single steps of the aligned widths leave {min(open_shares):.1%} of the original's cost unused{finest}"]
 
 
-def _measured(costs: Mapping[str, float], times: dict[str, float] | None) -> Measured:
-    return Measured(**{name: round(costs[name]) for name in METRICS}, latency_ms=times)
+def _measured(costs: Mapping[str, float], times: dict[str, float] | None, memory: int | None) -> Measured:
+    return Measured(**{name: round(costs[name]) for name in METRICS}, latency_ms=times, memory_bytes=memory)
 
 
 def _headline(attempt: Attempt, name: str) -> str:

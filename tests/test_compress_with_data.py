@@ -15,7 +15,7 @@ from nets import NETS
 from onnx import ModelProto, numpy_helper
 
 import onnxprune
-from onnxprune import CompressSettings, FinetuneSettings, attempt, finish, judging, runtime, stepwise
+from onnxprune import CompressSettings, FinetuneSettings, attempt, attempts, finish, judging, runtime, stepwise
 from onnxprune.channels import find_channels
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores
@@ -345,10 +345,10 @@ def test_coarser_widths_are_taken_for_their_speed_only_within_the_drop(
     folder: Path, monkeypatch: pytest.MonkeyPatch, lost: float, multiple: int
 ) -> None:
     give(dense(), vectors())
-    monkeypatch.setattr(attempt, "ALIGNMENTS", (Align(1), Align(8, rest=FINE)))
+    monkeypatch.setattr(attempts, "ALIGNMENTS", (Align(1), Align(8, rest=FINE)))
     monkeypatch.setattr(attempt.Attempt, "lags", True)
     monkeypatch.setattr(attempt.Attempt, "is_faster_than", lambda self, other: True)
-    monkeypatch.setattr(attempt, "MOST_WORSE", 1000)
+    monkeypatch.setattr(attempts, "MOST_WORSE", 1000)
     monkeypatch.setattr("onnxprune.pipeline.smallest_within", lambda *_: {"macs": "0.53"})
     monkeypatch.setattr(finish.Finish, "drop", lambda *_: lost)
     assert compress(align=None, max_drop=50.0).settings["align"]["multiple"] == multiple

@@ -13,7 +13,7 @@ import pytest
 from cli_nets import convs, dense, run, write
 from onnx import ModelProto
 
-from onnxprune import attempt, runtime
+from onnxprune import attempts, runtime
 from onnxprune.channels import find_channels
 from onnxprune.course import PATIENCE, TIME_IS_UP, Course
 from onnxprune.criteria import Evidence, importance
@@ -174,7 +174,7 @@ def test_the_report_says_that_a_search_was_stopped_and_how_much_was_judged(
     assert report["search"]["stopped"] == TIME_IS_UP
     judged = report["search"]["judged"]
     assert judged["quick"] <= 8
-    assert judged["full"] == attempt.FINALISTS
+    assert judged["full"] == attempts.FINALISTS
     note = f"the search was stopped early: {TIME_IS_UP}; {sum(judged.values())} plans were judged in all"
     assert note in report["notes"]
     assert report["settings"]["time_limit"] == 1e-6

@@ -13,16 +13,17 @@ import pytest
 from cli_nets import CLASSES, convs, run, write
 
 import onnxprune
-from onnxprune import CompressSettings, attempt
-from onnxprune.attempt import Attempt, _next_limit
+from onnxprune import CompressSettings, attempts
+from onnxprune.attempt import Attempt
 from onnxprune.channels import Channels
 from onnxprune.errors import InputError, TargetError
-from onnxprune.latency import kept
-from onnxprune.latency.device import Device
-from onnxprune.latency.features import Features
-from onnxprune.latency.samples import Samples, draw
+from onnxprune.limits import next_limit
 from onnxprune.metrics import LATENCY, Costs
 from onnxprune.model import Model
+from onnxprune.predicting import kept
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.features import Features
+from onnxprune.predicting.samples import Samples, draw
 from onnxprune.problem import Problem, parse_target
 from onnxprune.profiling.intervals import Interval
 from onnxprune.progress import Progress
@@ -52,7 +53,7 @@ class Machine:
             own[:, node] = features.of_node(terms, node)[:, 1]
         return Samples(counts, ms, own * (ms / own.sum(axis=1))[:, None])
 
-    def time_beside(self, tried: Attempt, model: Model, verify: str, device: Device) -> None:
+    def measure_beside(self, tried: Attempt, model: Model, device: Device) -> None:
         self.timed += 1
         share = self.real(tried.macs_share)
         tried.before = {"median": ORIGINAL, "p10": ORIGINAL, "p90": ORIGINAL}
@@ -66,7 +67,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(kept, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(kept, "measure", lambda *given: made.measure(*given))
-    monkeypatch.setattr(attempt, "time_beside", lambda *given: made.time_beside(*given))
+    monkeypatch.setattr(attempts, "measure_beside", lambda *given: made.measure_beside(*given))
     write(convs((64, 96, 64, 48), image=IMAGE), Path("model.onnx"))
     generator = np.random.default_rng(0)
     np.savez("data.npz", x=generator.standard_normal((200, *IMAGE)).astype(np.float32))
@@ -108,7 +109,7 @@ def test_a_plan_that_takes_longer_than_asked_is_taken_only_where_no_other_is_lef
 def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
     machine.real = lambda share: 0.9
     report = compress("0.5")
-    assert any("takes 90.0% of the original's time as measured, 50.0% was asked for" in note for note in report.notes)
+    assert any("90.0% of the time of a run were measured, 50.0% were asked for" in note for note in report.notes)
     assert report.target[LATENCY]["reached"] == pytest.approx(0.9 * 10_000, rel=0.1)
     assert report.target[LATENCY]["limit"] == pytest.approx(0.5 * 10_000, rel=0.1)
 
@@ -168,9 +169,9 @@ def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
 
 
 def test_limits_are_scaled_until_there_is_one_on_either_side_and_halved_then() -> None:
-    assert _next_limit([(100, 0.8)], 0.4) == pytest.approx(50)
-    assert _next_limit([(100, 0.8), (50, 0.2)], 0.4) == pytest.approx(100 / 2**0.5)
-    assert _next_limit([(100, 0.2), (50, 0.8)], 0.4) == pytest.approx(25)  # noise: nothing to interpolate between
+    assert next_limit([(100, 0.8)], 0.4) == pytest.approx(50)
+    assert next_limit([(100, 0.8), (50, 0.2)], 0.4) == pytest.approx(100 / 2**0.5)
+    assert next_limit([(100, 0.2), (50, 0.8)], 0.4) == pytest.approx(25)  # noise: nothing to interpolate between
 
 
 def test_a_group_whose_next_step_saves_nothing_loses_several_at_once(
@@ -203,7 +204,7 @@ def test_a_group_whose_next_step_saves_nothing_loses_several_at_once(
 
 
 def test_on_this_machine_the_command_makes_a_faster_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxprune.latency import samples
+    from onnxprune.predicting import samples
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(samples, "PLANS", 16)

@@ -18,9 +18,9 @@ from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.channels import Channels
-from onnxprune.latency.device import Device
 from onnxprune.model import Model
 from onnxprune.plan import Plan
+from onnxprune.predicting.device import Device
 from onnxprune.problem import Align, step_of
 from onnxprune.profiling.kernels import read_trace
 from onnxprune.progress import Progress

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from onnxprune.latency.device import Device
-from onnxprune.latency.features import WAYS, Features
-from onnxprune.latency.samples import Floats, Ints, Samples
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.features import WAYS, Features
+from onnxprune.predicting.samples import Floats, Ints, Samples
 
 RIDGE = 0.02  # part of the samples by which prices are held back
 FOLDS = 5  # parts of the samples, each of which shows the error of a fit to the others

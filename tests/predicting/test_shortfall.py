@@ -10,12 +10,12 @@ from cli_nets import convs
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
-from onnxprune.latency.device import Device
-from onnxprune.latency.features import Features, Floats, Ints
-from onnxprune.latency.shortfall import Shortfall, kernel_times, shortfall
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.features import Features, Floats, Ints
+from onnxprune.predicting.shortfall import Shortfall, kernel_times, shortfall
 from onnxprune.surgery import cut
 
 EXACT, BLOCKS_OF_8 = 0, 1

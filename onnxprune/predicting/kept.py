@@ -13,11 +13,11 @@ from platformdirs import user_cache_path
 
 from onnxprune.channels import Channels
 from onnxprune.files import aside
-from onnxprune.latency.device import Device
-from onnxprune.latency.features import Features
-from onnxprune.latency.predictor import Predictor
-from onnxprune.latency.samples import Samples, measure
 from onnxprune.metrics import Costs
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.features import Features
+from onnxprune.predicting.predictor import Predictor
+from onnxprune.predicting.samples import Samples, measure
 from onnxprune.profiling import machine
 from onnxprune.progress import Progress
 from onnxprune.reporting import versions

@@ -11,14 +11,14 @@ from onnx import numpy_helper
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
-from onnxprune.latency import samples as sampling
-from onnxprune.latency.device import Device
-from onnxprune.latency.features import BLOCKS, MOVED, WORK, Features, Floats, Ints
-from onnxprune.latency.predictor import LEAST, Predictor
-from onnxprune.latency.samples import Samples, draw
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
+from onnxprune.predicting import samples as sampling
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.features import BLOCKS, MOVED, WORK, Features, Floats, Ints
+from onnxprune.predicting.predictor import LEAST, Predictor
+from onnxprune.predicting.samples import Samples, draw
 from onnxprune.surgery import cut
 
 IMAGE = (3, 8, 8)
@@ -131,7 +131,7 @@ def test_many_plans_are_predicted_as_each_alone(channels: Channels, monkeypatch:
     together = found.ms(rows)
     assert together.shape == (20,)
     np.testing.assert_allclose([found.ms(row)[0] for row in rows], together)
-    monkeypatch.setattr("onnxprune.latency.predictor.CHUNK", 1)
+    monkeypatch.setattr("onnxprune.predicting.predictor.CHUNK", 1)
     np.testing.assert_allclose(found.ms(rows), together)
     assert found.ms(np.empty((0, rows.shape[1]))).shape == (0,)
 

@@ -10,10 +10,10 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.channels import Channels
-from onnxprune.latency.device import Device
-from onnxprune.latency.features import BLOCKS, Features
-from onnxprune.latency.samples import Floats, Ints, by_maker, makers, turns
 from onnxprune.metrics import Costs
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.features import BLOCKS, Features
+from onnxprune.predicting.samples import Floats, Ints, by_maker, makers, turns
 
 WORTH_TELLING = 0.1  # of the time that is missing
 MOST_TOLD = 3

@@ -11,11 +11,11 @@ from cli_nets import convs
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
-from onnxprune.latency import kept
-from onnxprune.latency.device import Device
-from onnxprune.latency.samples import Samples, draw
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
+from onnxprune.predicting import kept
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.samples import Samples, draw
 from onnxprune.progress import Progress, Quiet
 
 

@@ -1,0 +1,95 @@
+"""How much memory a process needs to run a model: measured for some cuts of it, predicted for all others.
+
+A process holds what onnxruntime itself needs, the weights, often twice (rearranged for its kernels), and an arena for
+activations. What each of these weighs is fitted to processes that really ran.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+from scipy.optimize import nnls
+
+from onnxprune import model as models
+from onnxprune import runtime
+from onnxprune.channels import Channels
+from onnxprune.errors import InputError
+from onnxprune.metrics import Costs
+from onnxprune.model import Model
+from onnxprune.plan import Plan
+from onnxprune.predicting.device import Device
+from onnxprune.profiling.process import Subject
+from onnxprune.progress import Progress
+from onnxprune.surgery import cut
+
+Floats = npt.NDArray[np.float64]
+SHARES = (1.0, 0.75, 0.5, 0.3, 0.15, 0.05)  # of all widths, of the cuts that are measured
+USES = 3  # runs whose memory is looked at
+PARTS = ("file_bytes", "activation_bytes")
+
+
+def needed(proto: ModelProto, model: Model, device: Device) -> int | None:
+    """Run a model in a process of its own; returns the most bytes that it needs above those of an empty one.
+
+    Args:
+        proto: what to run.
+        model: which it was made from; external data lies in its folder.
+        device: what it runs on: on a GPU, the memory there counts.
+
+    Returns:
+        None where the system does not tell.
+
+    Raises:
+        InputError: onnxruntime cannot run it.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        file, feed = Path(scratch) / "model.onnx", Path(scratch) / "feed.npz"
+        models.save(proto, file, model.folder)
+        np.savez(feed, allow_pickle=False, **device.inputs(model))
+        with Subject(file, feed, provider=device.provider, threads=device.threads or None) as subject:
+            used, before = subject.use(USES), subject.loaded
+    if device.provider == runtime.CPU:
+        most, base = used["peak"], before["before"]
+    else:
+        most, base = used["device_held"], before["device_before"]
+    return None if most is None or base is None else max(int(most) - int(base), 0)
+
+
+def predictor(
+    channels: Channels, costs: Costs, device: Device, progress: Progress
+) -> tuple[Callable[[Floats], Floats], float]:
+    """Measure some cuts of a model; returns what gives the bytes of plans (plans, groups), and its mean error.
+
+    Raises:
+        InputError: onnxruntime cannot run the model, or the system does not tell what a process holds.
+    """
+    rows, found = [], []
+    for number, share in enumerate(SHARES):
+        row = np.asarray([max(1, round(share * group.width)) for group in channels.groups])
+        smaller = cut(channels, Plan(tuple(np.arange(count) for count in row)), runtime.evaluate)
+        most = needed(smaller, channels.model, device)
+        if most is None:
+            raise InputError("--memory: this system does not tell how much memory a process holds")
+        rows.append(row)
+        found.append(float(most))
+        progress.step(number + 1, len(SHARES))
+    parts, target = _parts(costs, np.stack(rows)), np.asarray(found)
+    size = np.maximum(parts.max(axis=0), 1e-12)
+    weights = nnls(parts / size / target[:, None], np.ones(len(target)))[0] / size  # errors count as parts
+
+    def predict(counts: Floats) -> Floats:
+        predicted: Floats = _parts(costs, counts) @ weights
+        return predicted
+
+    return predict, float(np.abs(predict(np.stack(rows)) / target - 1).mean())
+
+
+def _parts(costs: Costs, counts: npt.ArrayLike) -> Floats:
+    """Give what memory is made of: (plans, 1 + parts), first what any process needs."""
+    counted = costs.counted(counts)
+    return np.stack([np.ones(len(counted["macs"])), *(counted[name] for name in PARTS)], axis=1)
