@@ -34,6 +34,18 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
 """What may be given with --resume; all else stands in the folder of the run."""
 
 
+class Multiple(click.ParamType[Any]):
+    """A number of channels, or auto."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        if value == "auto":
+            return value
+        return click.IntRange(1, 1024).convert(value, param, ctx)
+
+
 @click.command(epilog="Example: onnxprune compress model.onnx --flops 0.5 -o small.onnx --data images.npz")
 @display.model_argument
 @click.option("--flops", metavar="SHARE", help="Keep at most this part of the FLOPs: 0.3, 30% or 300M.")
@@ -113,8 +125,9 @@ BESIDE_RESUME = ("model", "run", "resume", "force", "json_file", "quiet")
 @click.option("--workers", default=1, show_default=True, metavar="N", help="Processes that judge candidates.")
 @click.option(
     "--align",
-    type=click.IntRange(1, 1024),
-    help="Make widths a multiple of this. Default: 8, at most an eighth of a group's width, or 16 where faster.",
+    type=Multiple(),
+    help="Make widths a multiple of this, or auto: of what is fast here, by times of some cuts. Default: 8, at most an "
+    "eighth of a group's width, or 16 where faster.",
 )
 @display.keep_option
 @display.approximate_option
@@ -167,7 +180,7 @@ def compress(
     steps: int,
     calibration: int | None,
     workers: int,
-    align: int | None,
+    align: Any,
     keep: tuple[str, ...],
     approximate: bool,
     slots: bool,

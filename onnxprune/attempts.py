@@ -76,7 +76,7 @@ class Attempts:
         for target in found:
             progress.say(f"Keep at most {described(target, original)}")
         self.limits = Limits(found, original)
-        align = self._settings.align
+        align = self._settings.multiple
         self._ladder = ALIGNMENTS if align is None else (Align(align),)
         if self.limits.asked and journal is not None:
             self._try_prediction()

@@ -78,7 +78,7 @@ def _target(share: float) -> dict[str, str]:
 def _lowest(prepared: Prepared, worth: Sequence[Floats]) -> float:
     """Give the lowest share of the FLOPs that a plan can keep."""
     asked, lossless = prepared.source.settings, prepared.lossless
-    align = ALIGNMENTS[0] if asked.align is None else Align(asked.align)
+    align = ALIGNMENTS[0] if asked.multiple is None else Align(asked.multiple)
     problem = Problem(lossless.channels, prepared.costs, [], worth, align, asked.min_keep, lossless)
     return problem.lowest()["macs"] / max(problem.original["macs"], 1)
 

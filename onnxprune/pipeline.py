@@ -29,7 +29,7 @@ from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.outputs import check_apart, check_outputs, default_output, write_results
 from onnxprune.plan import Plan
 from onnxprune.predicting.shortfall import kernel_times, shortfall
-from onnxprune.prepare import Prepared, Source, prepare
+from onnxprune.prepare import Prepared, Source, predict, prepare
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import Place, default_folder, is_half_written, unfinished
 from onnxprune.reporting import Report
@@ -143,11 +143,13 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
-    if {LATENCY, MEMORY} & source.settings.targets.keys():
+    if {LATENCY, MEMORY} & source.settings.targets.keys() or source.settings.align == "auto":
         with clock.stage("measure cuts"):
-            errors = prepared.predict(progress)
+            prepared, errors = predict(prepared, progress)
         for metric, error in errors.items():
-            progress.say(f"The {WORDS[metric]} of plans is predicted with a mean error of {error:.1%}.")
+            progress.say(f"The {WORDS[metric]} is predicted, with a mean error of {error:.1%}.")
+        if source.settings.align == "auto":
+            progress.say(f"Widths are multiples of {prepared.source.settings.align}, as no coarser ones are faster.")
     finish = Finish(prepared, progress) if prepared.parts is not None else None
     if finish is not None and source.settings.finetune_epochs:
         finish.check_training()

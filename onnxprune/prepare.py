@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from onnxprune.lossless import Lossless, find_lossless
 from onnxprune.metrics import LATENCY, MEMORY, Costs
 from onnxprune.model import Model
 from onnxprune.predicting import kept, memory
+from onnxprune.predicting.alignment import fastest_multiple
 from onnxprune.problem import Problem
 from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
@@ -83,24 +84,6 @@ class Prepared:
             self.lossless.channels, self.parts.calibration, seed=self.source.settings.seed, progress=progress
         )
 
-    def predict(self, progress: Progress) -> dict[str, float]:
-        """Let `costs` tell what targets ask for that cannot be counted: time and memory.
-
-        Returns:
-            For each its mean error, as a part of it.
-
-        Raises:
-            InputError: onnxruntime cannot run the model, or not on the device asked for.
-        """
-        given, errors = (self.lossless.channels, self.costs, self.source.settings.device, progress), {}
-        if LATENCY in self.source.settings.targets:
-            predictor = kept.predictor(*given)
-            self.costs.predicted[LATENCY] = lambda counts: predictor.ms(counts) * 1e3
-            errors[LATENCY] = predictor.error
-        if MEMORY in self.source.settings.targets:
-            self.costs.predicted[MEMORY], errors[MEMORY] = memory.predictor(*given)
-        return errors
-
     def candidates(self, statistics: Statistics, threads: int | None = None) -> Candidates:
         """Get ready to judge plans."""
         assert self.parts is not None
@@ -128,6 +111,30 @@ def prepare(source: Source) -> Prepared:
     parts = None if data is None else _parts(source, original, data)
     lossless = find_lossless(original, source.find, runtime.evaluate)
     return Prepared(source, original, lossless, Costs(lossless.channels), parts)
+
+
+def predict(prepared: Prepared, progress: Progress) -> tuple[Prepared, dict[str, float]]:
+    """Measure cuts where something is asked for that cannot be counted: time, memory, or which widths are fast.
+
+    Returns:
+        The same, with costs that tell what targets ask for and a multiple for all widths; and for each metric that is
+        predicted its mean error, as a part of it.
+
+    Raises:
+        InputError: onnxruntime cannot run the model, or not on the device asked for.
+    """
+    asked, costs, errors = prepared.source.settings, prepared.costs, dict[str, float]()
+    given = prepared.lossless.channels, costs, asked.device, progress
+    if LATENCY in asked.targets or asked.align == "auto":
+        predictor = kept.predictor(*given)
+        if LATENCY in asked.targets:
+            costs.predicted[LATENCY] = lambda counts: predictor.ms(counts) * 1e3
+            errors[LATENCY] = predictor.error
+        if asked.align == "auto":
+            asked = replace(asked, align=fastest_multiple(prepared.lossless.channels, costs, predictor))
+    if MEMORY in asked.targets:
+        costs.predicted[MEMORY], errors[MEMORY] = memory.predictor(*given)
+    return replace(prepared, source=replace(prepared.source, settings=asked)), errors
 
 
 def _parts(source: Source, original: Channels, data: Data) -> Split:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from onnxprune import runtime, search
 from onnxprune.criteria import CRITERIA, NEED_DATA
@@ -37,7 +38,8 @@ class CompressSettings:
         steps: times that a part is cut, repaired and trained, one after the other.
         calibration: the most samples that statistics and repair look at; None: 2,048, or fewer of a large model.
         workers: processes that judge candidates.
-        align: multiple that widths must be; None chooses by measuring.
+        align: multiple that widths must be; None tries some and measures the results; ``auto`` measures cuts first
+            and takes the finest one that none is faster than.
         keep: patterns of node names to leave alone.
         min_keep: fewest channels a group keeps.
         approximate: let axes shrink that normalisations average over.
@@ -64,7 +66,7 @@ class CompressSettings:
     steps: int = 1
     calibration: int | None = None
     workers: int = 1
-    align: int | None = None
+    align: int | Literal["auto"] | None = None
     keep: tuple[str, ...] = ()
     min_keep: int = 1
     approximate: bool = False
@@ -74,6 +76,11 @@ class CompressSettings:
     provider: str = "cpu"
     threads: int = 1
     batch: int | None = None
+
+    @property
+    def multiple(self) -> int | None:
+        """What widths must be a multiple of; None: that is left open."""
+        return None if self.align == "auto" else self.align
 
     @property
     def device(self) -> Device:
@@ -167,6 +174,8 @@ def _check(settings: CompressSettings) -> None:
         raise InputError("--latency and --memory measure what is cut, in one step; leave --verify none and --steps out")
     if settings.threads < 0 or (settings.batch is not None and settings.batch < 1):
         raise InputError("--threads must be 0 or more, and --batch 1 or more")
+    if settings.multiple is not None and settings.multiple < 1:
+        raise InputError(f"--align {settings.align}: give 1 or more, or auto")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")
     if not 0 <= settings.seed <= LARGEST_SEED:

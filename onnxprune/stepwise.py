@@ -84,7 +84,7 @@ class Stepwise:
                 "--steps cannot cut inside groups of convolutions, whose channels pair up anew each time; leave it out"
             )
         settings, channels, original = source.settings, self.prepared.original, self.prepared.original_costs
-        self.align = FINE if settings.align is None else Align(settings.align)
+        self.align = FINE if settings.multiple is None else Align(settings.multiple)
         targets = [parse_target(name, text, original[name]) for name, text in settings.targets.items()]
         worth = importance(Evidence(channels), "l2")
         self.problem = Problem(channels, Costs(channels), targets, worth, self.align, settings.min_keep)

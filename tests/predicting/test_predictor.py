@@ -15,6 +15,7 @@ from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
 from onnxprune.predicting import samples as sampling
+from onnxprune.predicting.alignment import fastest_multiple
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.features import BLOCKS, MOVED, WORK, Features, Floats, Ints
 from onnxprune.predicting.predictor import LEAST, Predictor
@@ -134,6 +135,19 @@ def test_many_plans_are_predicted_as_each_alone(channels: Channels, monkeypatch:
     monkeypatch.setattr("onnxprune.predicting.predictor.CHUNK", 1)
     np.testing.assert_allclose(found.ms(rows), together)
     assert found.ms(np.empty((0, rows.shape[1]))).shape == (0,)
+
+
+# ---- widths that are fast
+
+
+@pytest.mark.parametrize(
+    ("block", "slow", "multiple"), [(1, 0.0, 1), (8, 0.0, 8), (8, 0.6, 8), (1, 0.6, 4), (16, 0.0, 16)]
+)
+def test_widths_become_multiples_of_what_kernels_work_on(
+    channels: Channels, block: int, slow: float, multiple: int
+) -> None:
+    found = predictor(channels, measured(channels, lambda counts: law(channels, counts, block, slow)))
+    assert fastest_multiple(channels, Costs(channels), found) == multiple
 
 
 # ---- features

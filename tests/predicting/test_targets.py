@@ -203,6 +203,23 @@ def test_a_group_whose_next_step_saves_nothing_loses_several_at_once(
     assert problem.kept_importance(problem.plan(seeing)) > 1.05 * problem.kept_importance(problem.plan(blind))
 
 
+@pytest.mark.parametrize("asked", [0, 2000, "fast", "-1"])
+def test_a_multiple_is_a_number_or_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(convs(), Path("model.onnx"))
+    assert run("compress", "model.onnx", "--flops", 0.5, "--align", asked).code == 2
+    with pytest.raises(InputError, match="--align 0: give 1 or more, or auto"):
+        onnxprune.compress("model.onnx", "small.onnx", CompressSettings({"macs": "0.5"}, align=0))
+
+
+def test_widths_are_what_was_found_to_be_fast(machine: Machine) -> None:
+    outcome = run("compress", "model.onnx", "--flops", 0.5, "--align", "auto", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "Widths are multiples of 1, as no coarser ones are faster." in outcome.out
+    report = json.loads(Path("small.report.json").read_text())
+    assert {group["step"] for group in report["groups"]} == {1}
+
+
 def test_on_this_machine_the_command_makes_a_faster_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxprune.predicting import samples
 
@@ -212,7 +229,7 @@ def test_on_this_machine_the_command_makes_a_faster_network(tmp_path: Path, monk
     write(convs((128, 128, 128, 128), image=(3, 16, 16), classes=CLASSES), Path("model.onnx"))
     outcome = run("compress", "model.onnx", "--latency", 0.4, "-o", "small.onnx")
     assert outcome.code == 0, outcome.err
-    for words in ("predicted with a mean error of", "of the time of a run", "faster"):
+    for words in ("predicted, with a mean error of", "of the time of a run", "faster"):
         assert words in outcome.out
     report = json.loads(Path("small.report.json").read_text())
     assert report["after"]["latency_ms"]["median"] < 0.7 * report["before"]["latency_ms"]["median"]
