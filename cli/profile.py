@@ -59,7 +59,7 @@ def profile(
     settings = profiling.ProfileSettings(provider, batch, threads, optimize, bind, precision, seconds)
     progress = display.Shown(quiet)
     try:
-        report = profiling.profile(models, settings, asked=display.parse_shapes(shapes), progress=progress)
+        report = profiling.profile(models, settings, shapes=display.parse_shapes(shapes), progress=progress)
     finally:
         progress.close()
     display.write_result(json_file, report.to_json())

@@ -20,7 +20,7 @@ from onnxprune.weights import Array, byte_size, is_external
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 PRECISE_OPTION = "session.x64quantprecision"
 LARGE = 64_000_000  # bytes of weights
-MOST_RUNS = 1000  # that are timed
+MOST_RUNS = 500  # that are timed
 BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
 MAX_IR_VERSION = 13  # what onnxruntime 1.31 loads; newer files differ only in the number for the ops it knows

@@ -86,7 +86,7 @@ def measure(channels: Channels, device: Device, seed: int, progress: Progress) -
             smaller = cut(channels, Plan(tuple(kept)), runtime.evaluate)
             plain = device.session(smaller, model.folder)
             traced = device.session(smaller, model.folder, Path(scratch) / str(number))
-            ms.append(turns((original, plain, traced), feed)[:2])
+            ms.append(turns((original, plain, traced), feed, SECONDS)[:2])
             nodes.append(by_maker(traced.end_profile(), smaller, known, len(model.graph.nodes)))
             progress.step(number + 1, len(rows))
     before, after = np.asarray(ms).T
@@ -94,13 +94,13 @@ def measure(channels: Channels, device: Device, seed: int, progress: Progress) -
     return Samples(rows[: len(ms)], after / before * whole, np.stack(nodes) * (whole / before)[:, None])
 
 
-def turns(sessions: Sequence[runtime.Session], feed: Mapping[str, Array]) -> Floats:
-    """Run in turns; returns the shortest milliseconds of each session."""
+def turns(sessions: Sequence[runtime.Session], feed: Mapping[str, Array], seconds: float) -> Floats:
+    """Run in turns, for so long if they have had the fewest; returns the shortest milliseconds of each session."""
     for session in sessions:
         session.run(feed)
     found: list[list[float]] = []
     start = time.perf_counter()
-    while len(found) < TURNS or (len(found) < MOST_TURNS and time.perf_counter() - start < SECONDS):
+    while len(found) < TURNS or (len(found) < MOST_TURNS and time.perf_counter() - start < seconds):
         turn = []
         for session in sessions:
             before = time.perf_counter()

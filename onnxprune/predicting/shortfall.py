@@ -17,6 +17,7 @@ from onnxprune.predicting.samples import Floats, Ints, by_maker, makers, turns
 
 WORTH_TELLING = 0.1  # of the time that is missing
 MOST_TOLD = 3
+SECONDS = 0.15  # that kernels are timed for, if they have had the fewest turns
 BLOCK = 8  # channels that kernels work on at least
 
 
@@ -96,7 +97,7 @@ def kernel_times(channels: Channels, smaller: ModelProto, device: Device) -> tup
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         protos = (model.proto, smaller)
         sessions = [device.session(proto, model.folder, Path(scratch) / str(at)) for at, proto in enumerate(protos)]
-        turns(sessions, feed)
+        turns(sessions, feed, SECONDS)
         before, after = (
             by_maker(session.end_profile(), proto, known, nodes)
             for session, proto in zip(sessions, protos, strict=True)

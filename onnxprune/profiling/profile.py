@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune import model as models
-from onnxprune import runtime, shapes
+from onnxprune import runtime
+from onnxprune import shapes as sizes
 from onnxprune.errors import InputError
 from onnxprune.profiling import intervals, machine
 from onnxprune.profiling.intervals import Interval
@@ -117,7 +118,7 @@ def profile(
     paths: Sequence[str | Path],
     settings: ProfileSettings | None = None,
     *,
-    asked: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> ProfileReport:
     """Measure models in onnxruntime, each in a fresh process, in turns.
@@ -125,7 +126,7 @@ def profile(
     Args:
         paths: the model files; all others are compared with the first.
         settings: how.
-        asked: sizes for inputs that leave them free.
+        shapes: sizes for inputs that leave them free, of any of the models.
         progress: told what is going on.
 
     Raises:
@@ -133,9 +134,12 @@ def profile(
     """
     settings, told = settings or ProfileSettings(), progress or Quiet()
     _check(settings)
-    given = [Given(Path(path), settings, asked or {}) for path in paths]
+    given = [Given(Path(path), settings, shapes or {}) for path in paths]
     if not given:
         raise InputError("there is no model to measure; give one or more .onnx files")
+    known = {name for one in given for name in one.feed}
+    for name in (shapes or {}).keys() - known:
+        raise InputError(f"--shape names {name!r}, which is no input of any model; inputs: {', '.join(sorted(known))}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
         options = {
             "provider": settings.provider_name,
@@ -177,10 +181,10 @@ class Given:
         self.proto = models.read_file(path)
         external = [tensor for tensor in self.proto.graph.initializer if is_external(tensor)]
         self._data = {external_place(tensor, path.parent)[0] for tensor in external}
-        known = {value.name for value in shapes.real_inputs(self.proto.graph)}
-        own = {name: sizes for name, sizes in asked.items() if name in known}
-        bound, self.notes = shapes.bind_inputs(self.proto.graph, own, settings.batch or 1)
-        self.feed: dict[str, Array] = shapes.example_inputs(self.proto.graph, bound)
+        known = {value.name for value in sizes.real_inputs(self.proto.graph)}
+        own = {name: shape for name, shape in asked.items() if name in known}
+        bound, self.notes = sizes.bind_inputs(self.proto.graph, own, settings.batch or 1)
+        self.feed: dict[str, Array] = sizes.example_inputs(self.proto.graph, bound)
         self.batch = next((shape[0] for shape in bound.values() if shape), 1)
         if settings.batch not in (None, self.batch):
             raise InputError(

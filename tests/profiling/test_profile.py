@@ -81,6 +81,7 @@ def test_weights_beside_the_file_count(folder: Path) -> None:
         (["small.onnx", "--precision", "nan"], "--precision and --seconds must be above 0"),
         (["small.onnx", "--provider", "abacus"], "this onnxruntime has no abacus; it has"),
         (["small.onnx", "--shape", "image=1,3,33,32"], "axis 2 is fixed to 32"),
+        (["small.onnx", "--shape", "picture=1,3,32,32"], "no input of any model; inputs: image"),
         (["broken.onnx"], "onnxruntime cannot load the model"),
         (["text.onnx"], "reads text"),
         ([], "Missing argument"),
