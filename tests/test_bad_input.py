@@ -478,7 +478,7 @@ def test_too_little_memory_is_told_in_one_line(good: Path, monkeypatch: pytest.M
     def short(*arguments: Any, **named: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("onnxprune.attempt.cut", short)
+    monkeypatch.setattr("onnxprune.attempts.cut", short)
     assert "not enough memory" in refused(*COMPRESS)
 
 

@@ -614,7 +614,7 @@ def test_a_defect_ends_with_one_a_traceback_and_a_request_to_report(
 @pytest.mark.parametrize(
     "place",
     [
-        *("attempt.search.find", "attempt.cut", "pipeline.verify"),
+        *("attempts.search.find", "attempts.cut", "pipeline.verify"),
         *("outputs.models.save", "outputs.plans.to_json", "outputs.write_json"),
     ],
 )
