@@ -4,9 +4,9 @@
 
 One row per model and target: the mean error of predicted times, on cuts that were not fitted; the share of the
 original's time that the result took as `onnxprune profile` measures it, each model in a process of its own; and the
-score of the plan beside that of a plan for FLOPs of the same predicted time, with the share that this one took. With
-data both plans come from `greedy`, and the score is the error of the repaired candidate (KL divergence on images to
-search with, less is better); without, it is the share of importance that is kept (more is better).
+score of the plan beside that of a plan for FLOPs of the same predicted time, with the share that this one took. Both
+plans come from `greedy`. With data the score is the error of the repaired candidate (KL divergence on images to search
+with, less is better); without, it is the share of importance that is kept (more is better).
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.journal import Journal
 from onnxprune.metrics import LATENCY
 from onnxprune.prepare import Prepared, Source, predict, prepare
+from onnxprune.problem import Problem, parse_target
 from onnxprune.progress import Quiet
 from onnxprune.runtime import BLAS_THREADS
+from onnxprune.search.greedy import descend
 from onnxprune.settings import resolve
 from onnxprune.surgery import cut
 
 COLUMNS = "model | asked | error of predictions | measured | score | FLOPs plan: measured | score"
-HALVINGS, CLOSE = 7, 0.01
+HALVINGS = 9
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def row(args: argparse.Namespace, path: Path, share: str) -> str:
-    asked = resolve(CompressSettings({LATENCY: share}), args.data is not None)
+    asked = resolve(CompressSettings({LATENCY: share}, search="greedy"), args.data is not None)
     prepared, errors = predict(prepare(Source(path, asked, args.data, args.preprocess)), Quiet())
     statistics = None if prepared.parts is None else prepared.statistics()
     samples = None if prepared.parts is None else prepared.parts.calibration
@@ -70,17 +72,16 @@ def row(args: argparse.Namespace, path: Path, share: str) -> str:
 
 
 def as_fast(prepared: Prepared, worth: Any, journal: Journal | None, best: Attempt) -> Attempt:
-    """Find by halving the plan for FLOPs that is predicted to take as long."""
-    wanted = float(prepared.costs.of(best.plan.counts)[LATENCY][0])
+    """Find a plan for FLOPs that is predicted to take as long: the share by halving, with plans that nobody judges."""
+    whole, costs = prepared.original_costs["macs"], prepared.costs
+    wanted = float(costs.of(best.plan.counts)[LATENCY][0])
     low, high = 0.02, 1.0
-    found = best
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = Attempts(prepared, worth, journal, Quiet(), {"macs": f"{middle:.4f}"}).best
-        took = float(prepared.costs.of(found.plan.counts)[LATENCY][0])
-        if abs(took / wanted - 1) <= CLOSE:
-            break
-        low, high = (middle, high) if took < wanted else (low, middle)
+        targets = [parse_target("macs", f"{middle:.4f}", whole)]
+        plan = descend(Problem(prepared.lossless.channels, costs, targets, worth, best.align))
+        low, high = (middle, high) if float(costs.of(plan)[LATENCY][0]) < wanted else (low, middle)
+    found = Attempts(prepared, worth, journal, Quiet(), {"macs": f"{low:.4f}"}).best
     found.cut = cut(found.channels, found.plan, runtime.evaluate)
     return found
 

@@ -105,6 +105,7 @@ def prepare(source: Source) -> Prepared:
     Raises:
         InputError: a file or an option is wrong.
     """
+    runtime.check_provider(source.settings.device.provider)
     model = models.load(source.path, runtime.evaluate, source.settings.shapes)
     data = None if source.data is None else read_data(source.data, model, read_preprocess(source.preprocess))
     original = source.find(model)

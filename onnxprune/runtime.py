@@ -20,7 +20,7 @@ from onnxprune.weights import Array, byte_size, is_external
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 PRECISE_OPTION = "session.x64quantprecision"
 LARGE = 64_000_000  # bytes of weights
-MOST_RUNS = 500  # that are timed
+TURN, LONGEST_TURN, MOST_TURNS = 2.0, 16, 200  # milliseconds and runs of a turn, and turns, where models are timed
 BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads for products of small matrices: these wait for each other, which costs most where cores are shared."""
 MAX_IR_VERSION = 13  # what onnxruntime 1.31 loads; newer files differ only in the number for the ops it knows
@@ -76,8 +76,7 @@ class Session:
     ) -> None:
         import onnxruntime as ort
 
-        if provider not in ort.get_available_providers():
-            raise InputError(f"this onnxruntime has no {provider}; it has {', '.join(ort.get_available_providers())}")
+        check_provider(provider)
         if provider in LIBRARIES and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # those that came from the package index lie where no loader looks
         options = ort.SessionOptions()
@@ -149,6 +148,19 @@ class Session:
         return Path(self._session.end_profiling())
 
 
+def check_provider(provider: str) -> None:
+    """Make sure that the installed onnxruntime was built with a provider; whether it can load is another question.
+
+    Raises:
+        InputError: it was not.
+    """
+    import onnxruntime as ort
+
+    known = ort.get_available_providers()
+    if provider not in known:
+        raise InputError(f"this onnxruntime has no {provider}; it has {', '.join(known)}")
+
+
 def open_with(
     model: onnx.ModelProto, names: Iterable[str], folder: Path, *, threads: int | None = None, optimize: bool = True
 ) -> Session:
@@ -185,22 +197,37 @@ def evaluate(model: onnx.ModelProto, inputs: Mapping[str, Array], folder: Path |
 def latencies(
     sessions: Sequence[Session], inputs: Sequence[Mapping[str, Array]], *, seconds: float = 2.0, least: int = 7
 ) -> list[Array]:
-    """Time sessions side by side, one run of each in turn, so that a busy machine slows all of them alike.
+    """Time sessions side by side, in turns, so that a busy machine slows all of them alike.
+
+    A turn is several runs of one session. The first does not count: it finds the caches as the other session left them,
+    which costs a small model more than a large one, and where models are used each has them to itself.
 
     Returns:
-        Per session the milliseconds of each run, warm-up left out; at least `least` runs, at most `MOST_RUNS`, and
-        about `seconds` in all.
+        Per session the median milliseconds of each turn, warm-up left out; at least `least` turns, at most
+        `MOST_TURNS`, and about `seconds` in all.
     """
     times: list[list[float]] = [[] for _ in sessions]
+    counts = []
     for session, feed in zip(sessions, inputs, strict=True):
         session.run(feed)
+        first = float(np.median(warm_runs(session, feed, 2)))
+        counts.append(int(np.clip(np.ceil(TURN / max(first, 1e-3)), 1, LONGEST_TURN)))
     start = time.perf_counter()
-    while len(times[0]) < MOST_RUNS and (len(times[0]) < least or time.perf_counter() - start < seconds):
-        for session, feed, measured in zip(sessions, inputs, times, strict=True):
-            before = time.perf_counter()
-            session.run(feed)
-            measured.append((time.perf_counter() - before) * 1e3)
+    while len(times[0]) < MOST_TURNS and (len(times[0]) < least or time.perf_counter() - start < seconds):
+        for session, feed, count, measured in zip(sessions, inputs, counts, times, strict=True):
+            measured.append(float(np.median(warm_runs(session, feed, count))))
     return [np.asarray(measured) for measured in times]
+
+
+def warm_runs(session: Session, feed: Mapping[str, Array], count: int) -> list[float]:
+    """Run once to warm the caches, and then so often; returns the milliseconds of each of the latter."""
+    session.run(feed)
+    found = []
+    for _ in range(count):
+        before = time.perf_counter()
+        session.run(feed)
+        found.append((time.perf_counter() - before) * 1e3)
+    return found
 
 
 def _missing(provider: str) -> str:

@@ -22,7 +22,7 @@ from onnxprune.profiling import machine
 from onnxprune.progress import Progress
 from onnxprune.reporting import versions
 
-FORMAT = 1  # of what is kept
+FORMAT = 2  # of what is kept
 MOST = 200  # files; those that were used longest ago go first
 SEED = 0  # of the plans that are measured, which no search has a part in
 

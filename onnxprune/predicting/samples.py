@@ -1,7 +1,8 @@
 """Times of cut networks, measured beside the original: what a model of times is fitted to.
 
 Networks are cut at random, run in turns with the original, and their kernels are timed. Noise only ever adds, so of all
-runs the shortest counts, as a part of the shortest of the original in the same turns.
+runs the shortest counts, as a part of the shortest of the original in the same turns. Each turn is two runs, of which
+the second counts: the first finds the caches as the others left them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 PLANS, FEWEST = 36, 16
 LONGEST = 150.0  # seconds after which the fewest plans are enough
-TURNS, MOST_TURNS = 8, 60  # of each plan
+TURNS, MOST_TURNS = 6, 40  # of each plan
 SECONDS = 0.4  # that a plan is measured for, if it has had its turns
 ALIGNMENTS = (Align(8, 8), Align(8, 8), Align(16, 2), Align(1))  # of plans in turn: the widths that searches try
 LEAST, SPREAD = 0.1, 0.4  # share of all widths, and how far each group's own goes from it, as a logarithm
@@ -101,12 +102,7 @@ def turns(sessions: Sequence[runtime.Session], feed: Mapping[str, Array], second
     found: list[list[float]] = []
     start = time.perf_counter()
     while len(found) < TURNS or (len(found) < MOST_TURNS and time.perf_counter() - start < seconds):
-        turn = []
-        for session in sessions:
-            before = time.perf_counter()
-            session.run(feed)
-            turn.append((time.perf_counter() - before) * 1e3)
-        found.append(turn)
+        found.append([runtime.warm_runs(session, feed, 1)[0] for session in sessions])
     shortest: Floats = np.asarray(found, np.float64).min(axis=0)
     return shortest
 
