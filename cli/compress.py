@@ -330,7 +330,8 @@ def _show(report: Report, out: Path | str | None) -> None:
         result.add_row(name, display.count(old), display.count(new), f"{new / max(old, 1):.1%}")
     if before.latency_ms and after.latency_ms:
         old, new = before.latency_ms["median"], after.latency_ms["median"]
-        result.add_row(f"latency, ms ({display.threads(report.settings['threads'])})", *_times(old, new))
+        name = f"latency, ms ({display.threads(report.settings['threads'])})"
+        result.add_row(name, f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}")
     if before.memory_bytes and after.memory_bytes:
         old, new = before.memory_bytes, after.memory_bytes
         result.add_row("memory of a process", display.count(old), display.count(new), f"{new / old:.1%}")
@@ -346,10 +347,6 @@ def _show(report: Report, out: Path | str | None) -> None:
     for note in report.notes:
         console.print(f"Note: {note}")
     console.print("dry run: nothing written" if report.output is None else f"wrote {out}, its plan and its report")
-
-
-def _times(old: float, new: float) -> tuple[str, str, str]:
-    return f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}"
 
 
 def _speed(found: Mapping[str, float]) -> tuple[str, str]:

@@ -103,8 +103,10 @@ def _row(one: Profile) -> tuple[str, ...]:
 
 def compared(model: str, first: str, speedup: Interval) -> str:
     """Say how much faster a model is than the first, or that nothing shows."""
+    from onnxprune.profiling.intervals import is_real
+
     lies = f"{speedup.low:.3g}x to {speedup.high:.3g}x"
-    if speedup.low <= 1 <= speedup.high:
+    if not is_real(speedup):
         return f"{model}: no difference from {first} shows ({lies} as fast); --seconds looks longer"
     word = "faster" if speedup.low > 1 else "SLOWER"
     return f"{model}: {speedup.median:.3g}x as fast as {first} ({lies} with 95 % confidence), {word}"

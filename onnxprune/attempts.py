@@ -19,7 +19,7 @@ from onnxprune.limits import Limits
 from onnxprune.metrics import MEMORY
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
-from onnxprune.problem import FINE, Align, Floats, Problem, Target, parse_target
+from onnxprune.problem import FINE, Align, Floats, Problem, parse_target
 from onnxprune.progress import Progress
 from onnxprune.search.greedy import descend
 from onnxprune.surgery import cut
@@ -82,11 +82,6 @@ class Attempts:
             self._try_prediction()
         self.best = self._search(self._ladder[0])
         self.tried = [self.best]
-
-    @property
-    def targets(self) -> list[Target]:
-        """What every plan must meet, as it is now."""
-        return self.limits.targets
 
     def cut_and_measure(self) -> None:
         """Cut the plan and measure the result; where that shows a need, try others, and keep the best."""
@@ -153,7 +148,7 @@ class Attempts:
         return Problem(
             lossless.channels,
             self._prepared.costs,
-            self.targets,
+            self.limits.targets,
             self._worth,
             align,
             asked.min_keep,

@@ -166,8 +166,9 @@ class Problem:
         if self.meets(alive)[0] and not self.meets(self.most)[0]:
             self.most = alive  # to fill widths up, live channels would have to go
         self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.most)
-        before = costs if self.lossless.original is channels else Costs(self.lossless.original)
-        whole = costs.of(self.widths) | before.of([group.width for group in self.lossless.original.groups])
+        whole = costs.of(self.widths)
+        if self.lossless.original is not channels:
+            whole |= Costs(self.lossless.original).of([group.width for group in self.lossless.original.groups])
         self.original: dict[str, float] = {name: float(values[0]) for name, values in whole.items()}
 
     def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:

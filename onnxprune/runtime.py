@@ -42,8 +42,13 @@ REMEDY = {
     "cuda": 'It needs CUDA and cuDNN, which pip install "onnxprune[cuda]" brings',
     "tensorrt": "It needs TensorRT beside CUDA and cuDNN, and LD_LIBRARY_PATH to name the folder of its libraries",
 }
-LEVELS = ("none", "basic", "extended", "all")
-"""How far onnxruntime may rewrite a graph."""
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""How far onnxruntime may rewrite a graph, and its names for that."""
 
 
 class Session:
@@ -88,8 +93,7 @@ class Session:
         if not saturates:
             options.add_session_config_entry(PRECISE_OPTION, "1")
         level = ("none", "all")[optimize] if isinstance(optimize, bool) else optimize
-        names = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{names[level]}")
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
         if isinstance(model, Path) and _ir_version(model) > MAX_IR_VERSION:
             model, folder = onnx.load(str(model), load_external_data=False), model.parent
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -222,12 +226,22 @@ def latencies(
 def warm_runs(session: Session, feed: Mapping[str, Array], count: int) -> list[float]:
     """Run once to warm the caches, and then so often; returns the milliseconds of each of the latter."""
     session.run(feed)
+    return timed(lambda: session.run(feed), count)
+
+
+def timed(run: Callable[[], object], count: int) -> list[float]:
+    """Run something so often; returns the milliseconds of each run."""
     found = []
     for _ in range(count):
         before = time.perf_counter()
-        session.run(feed)
+        run()
         found.append((time.perf_counter() - before) * 1e3)
     return found
+
+
+def provider_name(text: str) -> str:
+    """Give the name that onnxruntime has for a provider, from a key of `PROVIDERS` or that name itself."""
+    return PROVIDERS.get(text.lower(), text)
 
 
 def _missing(provider: str) -> str:

@@ -85,7 +85,7 @@ class CompressSettings:
     @property
     def device(self) -> Device:
         """What times are measured on."""
-        return Device(runtime.PROVIDERS.get(self.provider.lower(), self.provider), self.threads, self.batch)
+        return Device(runtime.provider_name(self.provider), self.threads, self.batch)
 
 
 LARGEST_SEED = 2**32

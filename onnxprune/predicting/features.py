@@ -8,6 +8,8 @@ are sums in the sense of `metrics.Sum`, so many plans are described at once.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +45,9 @@ class Features:
         self._moved = Sum(costs.table, [(1 / MOVED, factors) for _, factors in moved])
         self._work = costs.macs_sum
         self.place: Ints = np.asarray([*costs.macs_nodes, *(node for node, _ in moved)], np.int64)
+        order = np.argsort(self.place, kind="stable")
+        bounds = np.searchsorted(self.place[order], np.arange(len(nodes) + 1))
+        self._own = [order[first:last] for first, last in pairwise(bounds)]
 
     def terms(self, counts: npt.ArrayLike) -> Floats:
         """Count the products of plans (plans, groups) in all ways: (plans, terms, ways)."""
@@ -56,10 +61,13 @@ class Features:
 
     def of_node(self, terms: Floats, node: int) -> Floats:
         """Describe one node from the products of plans: (plans, 1 + 2 * ways), first a constant."""
-        work = len(self._work.coefficients)
-        own = np.flatnonzero(self.place == node)
-        parts = [terms[:, own[own < work]].sum(axis=1), terms[:, own[own >= work]].sum(axis=1)]
+        parts = [terms[:, own].sum(axis=1) for own in self.products_of(node)]
         return np.concatenate([np.ones((len(terms), 1)), *parts], axis=1)
+
+    def products_of(self, node: int) -> tuple[Ints, Ints]:
+        """Tell which products belong to a node: its multiply-accumulates, and what it moves."""
+        own, work = self._own[node], len(self._work.coefficients)
+        return own[own < work], own[own >= work]
 
     def is_work(self) -> npt.NDArray[np.bool_]:
         """Tell which products are multiply-accumulates, (terms,); the others are numbers moved."""

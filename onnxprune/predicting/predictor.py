@@ -8,7 +8,7 @@ and go on by themselves), nodes of one operator share their prices, which are fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -91,19 +91,20 @@ class Predictor:
             return
         found = _prices(self._features.of_node(terms, node)[rows], ms[rows])
         self._constant += found[0]
-        self._spread(found[1:], self._features.place == node)
+        self._spread(found[1:], [node])
 
     def _fit_operators(self, terms: Floats, ms: Floats, rows: Ints, ops: Sequence[Ints]) -> None:
         parts = [np.sum([self._features.of_node(terms, node) for node in nodes], axis=0)[:, 1:] for nodes in ops]
         found = _prices(np.concatenate([np.ones((len(rows), 1)), *(part[rows] for part in parts)], axis=1), ms[rows])
         self._constant = found[0]
         for nodes, prices in zip(ops, found[1:].reshape(len(ops), -1), strict=True):
-            self._spread(prices, np.isin(self._features.place, nodes))
+            self._spread(prices, nodes)
 
-    def _spread(self, prices: Floats, own: npt.NDArray[np.bool_]) -> None:
+    def _spread(self, prices: Floats, nodes: Iterable[int]) -> None:
         """Give the products of some nodes their prices, (2 * ways,): work first."""
-        work = self._features.is_work()
-        self._prices[own & work], self._prices[own & ~work] = prices[:WAYS], prices[WAYS:]
+        for node in nodes:
+            work, moved = self._features.products_of(node)
+            self._prices[work], self._prices[moved] = prices[:WAYS], prices[WAYS:]
 
 
 def _prices(parts: Floats, ms: Floats) -> Floats:

@@ -50,12 +50,7 @@ class Child:
 
     def run(self, count: int) -> dict[str, Any]:
         """Run so often; tells the milliseconds of each run."""
-        found = []
-        for _ in range(count):
-            start = time.perf_counter()
-            self._run()
-            found.append((time.perf_counter() - start) * 1e3)
-        return {"ms": found}
+        return {"ms": runtime.timed(self._run, count)}
 
     def use(self, count: int) -> dict[str, Any]:
         """Run so often, and tell the most memory that was held meanwhile, and what is held in the end."""

@@ -54,7 +54,7 @@ class ProfileSettings:
     @property
     def provider_name(self) -> str:
         """The provider by the name that onnxruntime has for it."""
-        return runtime.PROVIDERS.get(self.provider.lower(), self.provider)
+        return runtime.provider_name(self.provider)
 
 
 @dataclass(frozen=True)
