@@ -4,7 +4,7 @@
         [--threads 1,2] [--provider cpu] [--bind] [--seconds 20]
 
 Models are cut with equal widths (no data), then measured as `onnxprune profile` does: each in a process of its own, all
-in turns, with an interval of 95 %. Memory is the most that a process holds while it runs, above an empty one.
+in turns, with an interval of 95 %. Memory is what a process holds between runs, above an empty one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxprune.profiling.profile import Profile, ProfileReport
 from onnxprune.reporting import versions
 
 MEGABYTE = 1e6
-COLUMNS = "model | target | batch | threads | MACs kept | faster | interval | of the ideal | memory, MB | steady, MB"
+COLUMNS = "model | target | batch | threads | MACs kept | faster | interval | of the ideal | memory, MB"
 
 
 def main() -> None:
@@ -68,13 +68,13 @@ def row(found: ProfileReport, kept: float) -> str:
     (speedup,), (before, after) = found.speedups, found.profiles
     return (
         f"{kept:.1%} | {speedup.median:.2f}x | {speedup.low:.2f} to {speedup.high:.2f} | {speedup.median * kept:.0%} | "
-        f"{memory(before, after, 'peak')} | {memory(before, after, 'steady')}"
+        f"{memory(before, after)}"
     )
 
 
-def memory(before: Profile, after: Profile, name: str) -> str:
+def memory(before: Profile, after: Profile) -> str:
     """Say what was held before and after, on the device where it has memory of its own."""
-    device = "device_steady" if before.memory["device_steady"] is not None else name
+    device = "device_steady" if before.memory["device_steady"] is not None else "steady"
     old, new = before.memory[device], after.memory[device]
     return "unknown" if old is None or new is None else f"{old / MEGABYTE:.0f} to {new / MEGABYTE:.0f}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxprune.errors import TargetError
 from onnxprune.journal import Journal
 from onnxprune.judging import digest
 from onnxprune.limits import Limits
+from onnxprune.measured import Measurements
 from onnxprune.metrics import MEMORY
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
@@ -42,6 +44,7 @@ class Attempts:
         progress: told what is going on.
         targets: metric to what was asked for, as text (default: those of the settings).
         allows: tells whether a plan and its cut model may be taken for their speed (default: all may).
+        measurements: what was measured before (default: nothing).
 
     Attributes:
         limits: of what every plan must meet.
@@ -61,8 +64,10 @@ class Attempts:
         progress: Progress,
         targets: Mapping[str, str] | None = None,
         allows: Callable[[Plan, ModelProto], bool] | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         self._prepared = prepared
+        self._measurements = measurements or Measurements()
         self._allows = allows
         self._lossless = prepared.lossless
         self._settings = prepared.source.settings
@@ -210,7 +215,10 @@ class Attempts:
     def _cut_and_measure(self, attempt: Attempt) -> None:
         attempt.cut = cut(attempt.channels, attempt.plan, runtime.evaluate)
         if self._settings.verify != "none":
-            model, device = self._lossless.original.model, self._settings.device
-            measure_beside(attempt, model, device)
-            if MEMORY in self.limits.asked:
-                measure_memory(attempt, model, device)
+            self._measurements.fill(attempt, partial(self._measure, attempt))
+
+    def _measure(self, attempt: Attempt) -> None:
+        model, device = self._lossless.original.model, self._settings.device
+        measure_beside(attempt, model, device)
+        if MEMORY in self.limits.asked:
+            measure_memory(attempt, model, device)

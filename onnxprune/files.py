@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onnxprune.errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
 LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 1e300
 
 
@@ -79,3 +83,34 @@ def typed(value: Any, kind: Any) -> Any:
     elif type(value) is kind and (kind in (bool, str, NoneType) or (kind is int and abs(value) < LARGEST_INTEGER)):
         return value
     raise TypeError(f"{value!r:.100} is no {kind}")
+
+
+def read_lines(path: Path, kind: type[T]) -> list[T]:
+    """Read a file of JSON, a dataclass a line; a last line that was not finished is taken off the file.
+
+    Raises:
+        InputError: a line makes no sense.
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    found = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            found.append(typed(json.loads(line), kind))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"line {number} of {path} is damaged; remove the folder, or give another --run") from error
+    return found
+
+
+def to_lines(entries: Iterable[DataclassInstance]) -> bytes:
+    """Write dataclasses as lines of JSON."""
+    return b"".join(json.dumps(asdict(entry), allow_nan=False).encode() + b"\n" for entry in entries)
+
+
+def append_lines(file: BinaryIO, entries: Iterable[DataclassInstance]) -> None:
+    """Add lines to a file, so that they are there whenever this process ends."""
+    file.write(to_lines(entries))
+    file.flush()
+    os.fsync(file.fileno())

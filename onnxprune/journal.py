@@ -6,21 +6,16 @@ comes to what the interrupted run had not seen, so it ends where an uninterrupte
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.errors import InputError
-from onnxprune.files import typed
 from onnxprune.judging import digest
 from onnxprune.plan import Plan
 from onnxprune.problem import Effort, Judging
@@ -134,37 +129,6 @@ class Journal:
             self.seconds = max(self.seconds, entry.seconds)
             self._since = min(self._since, self._clock() - self.seconds)
         return math.inf if entry.error is None else entry.error
-
-
-def read_entries(path: Path) -> list[Entry]:
-    """Read what was judged; a last line that was not finished is taken off the file.
-
-    Raises:
-        InputError: a line makes no sense.
-    """
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
-    entries = []
-    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-        try:
-            entries.append(typed(json.loads(line), Entry))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"line {number} of {path} is damaged; remove the folder, or give another --run") from error
-    return entries
-
-
-def to_lines(entries: Sequence[Entry]) -> bytes:
-    """Write entries as lines of JSON."""
-    return b"".join(json.dumps(vars(entry), allow_nan=False).encode() + b"\n" for entry in entries)
-
-
-def append_entries(file: BinaryIO, entries: Sequence[Entry]) -> None:
-    """Add entries to a file, so that they are there whenever this process ends."""
-    file.write(to_lines(entries))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def pareto(errors: npt.ArrayLike, costs: npt.ArrayLike) -> list[int]:

@@ -229,7 +229,7 @@ def _search(
             if finish is not None and journal is not None and settings.max_drop is not None:
                 targets = smallest_within(settings.max_drop, prepared, worth, journal, finish, progress)
                 allows = partial(_loses_little, journal, finish, settings.max_drop)
-            attempts = Attempts(prepared, worth, journal, progress, targets, allows)
+            attempts = Attempts(prepared, worth, journal, progress, targets, allows, run.measurements())
         if not dry_run:
             with clock.stage("cut and time"):
                 attempts.cut_and_measure()

@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
-from onnxprune.journal import Journal, append_entries, read_entries
+from onnxprune.files import append_lines, read_lines
+from onnxprune.journal import Entry, Journal
 from onnxprune.outputs import check_outputs
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared, Source, prepare
@@ -179,7 +180,7 @@ def _episodes(
     worth = importance(Evidence(channels, 0, statistics), "obs")
     judging: Judging = prepared.candidates(statistics)
     if kept is not None:
-        judging = Journal(judging, read_entries(Path(kept.name)), append=partial(append_entries, kept))
+        judging = Journal(judging, read_lines(Path(kept.name), Entry), append=partial(append_lines, kept))
     for share in shares:
         target = parse_target("macs", str(share), prepared.original_costs["macs"])
         problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)

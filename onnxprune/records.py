@@ -12,8 +12,8 @@ from onnxprune.files import read_json, typed
 from onnxprune.preprocess import PREPROCESS
 from onnxprune.settings import CompressSettings, resolve
 
-ASKED, JUDGED, PARETO = "run.json", "judged.jsonl", "pareto.json"
-FILES = frozenset({ASKED, JUDGED, PARETO, f".{ASKED}", f".{PARETO}"})
+ASKED, JUDGED, MEASURED, PARETO = "run.json", "judged.jsonl", "measured.jsonl", "pareto.json"
+FILES = frozenset({ASKED, JUDGED, MEASURED, PARETO, f".{ASKED}", f".{PARETO}"})
 FOLDERS = ("training-", "step-")  # what the names of folders in it begin with
 
 State = Literal["searching", "writing", "finished"]

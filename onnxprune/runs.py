@@ -19,12 +19,13 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError
-from onnxprune.files import replace_json
-from onnxprune.journal import Entry, Journal, append_entries, pareto, read_entries
+from onnxprune.files import append_lines, read_lines, replace_json
+from onnxprune.journal import Entry, Journal, pareto
+from onnxprune.measured import Measured, Measurements, read_measured
 from onnxprune.metrics import METRICS
 from onnxprune.prepare import Prepared
 from onnxprune.problem import Judging, Problem
-from onnxprune.records import ASKED, JUDGED, PARETO, Place, Record, State, is_ours, read_record
+from onnxprune.records import ASKED, JUDGED, MEASURED, PARETO, Place, Record, State, is_ours, read_record
 from onnxprune.reporting import versions
 
 PARETO_FORMAT = "onnxprune.pareto/1"
@@ -73,7 +74,7 @@ class Run:
         self._entries: list[Entry] = []
         self._record: Record | None = None
         self._lock: BinaryIO | None = None
-        self._is_new = self._has_made = self._has_begun = self._is_done = False
+        self._is_new = self._has_made = self._has_begun = self._goes_on = self._is_done = False
 
     def __enter__(self) -> Self:
         if self._place is not None:
@@ -91,7 +92,7 @@ class Run:
         self._is_new = not _has_work(place.folder)
         self._has_made = not place.folder.exists()
         self._lock = take(place.folder / JUDGED)  # from here on the folder is this run's
-        self._entries = read_entries(place.folder / JUDGED)
+        self._entries = read_lines(place.folder / JUDGED, Entry)
         self._record = self._asked(place, read_record(place.folder), mine)
 
     def _asked(self, place: Place, before: Record | None, mine: dict[str, str]) -> Record:
@@ -120,6 +121,7 @@ class Run:
         new = replace(new, earlier=min(before.earlier, count))  # the user may have taken lines away
         if (before.settings, before.dry_run) != (new.settings, new.dry_run):
             return new
+        self._goes_on = True
         return replace(new, began=min(before.began, count), state=before.state)
 
     @property
@@ -148,6 +150,18 @@ class Run:
         began, earlier = (0, 0) if record is None else (record.began, record.earlier)
         return Journal(judging, self._entries, began=began, earlier=earlier, together=together, append=self._append)
 
+    def measurements(self) -> Measurements:
+        """Measure through this run's folder; what other runs have measured is measured again."""
+        if self._place is None:
+            return Measurements()
+        return Measurements(read_measured(self.folder / MEASURED) if self._goes_on else (), self._measured)
+
+    def _measured(self, new: Measured) -> None:
+        self.begin()
+        with (self.folder / MEASURED).open("ab" if self._goes_on else "wb") as file:
+            append_lines(file, [new])
+        self._goes_on = True
+
     def begin(self) -> None:
         """Write down what is asked for, once there is something to keep."""
         if not self._has_begun and self._record is not None:
@@ -157,7 +171,7 @@ class Run:
         self.begin()
         if entries and self._place is not None:
             with (self.folder / JUDGED).open("ab") as file:
-                append_entries(file, entries)
+                append_lines(file, entries)
 
     def _mark(self, state: State) -> None:
         assert self._record is not None
@@ -178,8 +192,9 @@ class Run:
         """
         if self._record is not None and self._record.is_kept:
             if problem is not None:
-                replace_json(self.folder / PARETO, best_of(read_entries(self.folder / JUDGED), problem))
+                replace_json(self.folder / PARETO, best_of(read_lines(self.folder / JUDGED, Entry), problem))
             self._mark("finished")
+            (self.folder / MEASURED).unlink(missing_ok=True)  # only a run that goes on needs it
         self._is_done = True
 
     def __exit__(

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import InputError
-from onnxprune.files import replace_json, typed
-from onnxprune.journal import Entry, Journal, pareto, read_entries, to_lines
+from onnxprune.files import read_lines, replace_json, to_lines, typed
+from onnxprune.journal import Entry, Journal, pareto
 from onnxprune.judging import digest
 from onnxprune.plan import Plan
 from onnxprune.problem import Effort
@@ -96,7 +96,7 @@ def test_what_a_file_has_kept_is_answered_as_it_was_and_never_judged_again(tmp_p
     first = Journal(Judge(), append=kept_in(file))
     answers = {effort: first.errors(PLANS, effort=effort) for effort in ("probe", "quick", "full")}
     judge = Judge()
-    again = Journal(judge, read_entries(file))
+    again = Journal(judge, read_lines(file, Entry))
     assert {effort: again.errors(PLANS, effort=effort) for effort in ("probe", "quick", "full")} == answers
     assert judge.asked == []
     assert all("NaN" not in line and "Infinity" not in line for line in file.read_text().splitlines())
@@ -107,7 +107,7 @@ def test_what_is_no_number_is_infinite_at_once_and_when_it_is_repeated(tmp_path:
     assert len(strange) > 2
     file = tmp_path / "judged.jsonl"
     assert Journal(Judge(), append=kept_in(file)).errors(strange) == [math.inf] * len(strange)
-    assert Journal(Judge(), read_entries(file)).errors(strange) == [math.inf] * len(strange)
+    assert Journal(Judge(), read_lines(file, Entry)).errors(strange) == [math.inf] * len(strange)
 
 
 def test_points_lost_are_measured_once(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_points_lost_are_measured_once(tmp_path: Path) -> None:
 
     journal = Journal(Judge(), append=kept_in(file))
     assert (journal.drop(PLANS[0], measure), journal.drop(PLANS[0], measure)) == (2.5, 2.5)
-    assert Journal(Judge(), read_entries(file)).drop(PLANS[0], measure) == 2.5
+    assert Journal(Judge(), read_lines(file, Entry)).drop(PLANS[0], measure) == 2.5
     assert measured == [2.5]
     assert journal.judged == {"drop": 1}
 
@@ -127,10 +127,10 @@ def test_points_lost_are_measured_once(tmp_path: Path) -> None:
 def test_a_file_cut_off_anywhere_loses_one_line_at_most_and_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "judged.jsonl"
     Journal(Judge(), append=kept_in(file)).errors(PLANS[:3])
-    content, entries = file.read_bytes(), read_entries(file)
+    content, entries = file.read_bytes(), read_lines(file, Entry)
     for size in range(len(content) + 1):
         file.write_bytes(content[:size])
-        found = read_entries(file)
+        found = read_lines(file, Entry)
         assert found == entries[: content[:size].count(b"\n")]
         kept_in(file)(entries[len(found) :])
         assert file.read_bytes() == content
@@ -164,7 +164,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path, line: bytes) -
     Journal(Judge(), append=kept_in(file)).errors(PLANS[:1])
     file.write_bytes(file.read_bytes() + line + b"\n")
     with pytest.raises(InputError, match=r"line 2 of .*judged\.jsonl is damaged; remove the folder"):
-        read_entries(file)
+        read_lines(file, Entry)
 
 
 # ---- time
@@ -178,7 +178,7 @@ def test_time_is_that_of_the_last_plan_judged_and_what_is_repeated_counts_as_it_
     clock.now += 0.5
     assert first.seconds == 4
     clock.now += 10_000  # the computer was off
-    again = Journal(Judge(clock), read_entries(file), clock=clock)
+    again = Journal(Judge(clock), read_lines(file, Entry), clock=clock)
     again.errors(PLANS[:3])
     assert again.seconds == 3
     again.errors(PLANS[:6])
@@ -189,7 +189,7 @@ def test_time_is_that_of_the_last_plan_judged_and_what_is_repeated_counts_as_it_
 def test_what_other_runs_have_judged_takes_no_time(tmp_path: Path) -> None:
     file, clock = tmp_path / "judged.jsonl", Time()
     Journal(Judge(clock), append=kept_in(file), clock=clock).errors(PLANS[:4])
-    other = Journal(Judge(clock), read_entries(file), began=4, earlier=4, clock=clock)
+    other = Journal(Judge(clock), read_lines(file, Entry), began=4, earlier=4, clock=clock)
     other.errors(PLANS[:4])
     assert other.seconds == 0
     other.errors(PLANS[:5])

@@ -24,7 +24,8 @@ import onnxprune
 from onnxprune import CompressSettings, finish, judging, outputs, pipeline, runs
 from onnxprune.course import TIME_IS_UP
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError, TargetError, VerifyError
-from onnxprune.journal import Entry, read_entries, to_lines
+from onnxprune.files import read_lines, to_lines
+from onnxprune.journal import Entry
 
 BASE = ("compress", "model.onnx", "--flops", 0.5, "--data", "x.npy", "--align", 1)
 RANDOM = ("--search", "random", "--budget", 12)
@@ -148,7 +149,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 
 def lines(place: str) -> list[Entry]:
-    return read_entries(Path(place, runs.JUDGED))
+    return read_lines(Path(place, runs.JUDGED), Entry)
 
 
 def names(place: str) -> list[tuple[str, str]]:

@@ -114,6 +114,32 @@ def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
     assert report.target[LATENCY]["limit"] == pytest.approx(0.5 * 10_000, rel=0.1)
 
 
+@pytest.mark.parametrize("measured", [1, 2])
+def test_an_interrupted_run_ends_where_it_would_have_though_no_two_measurements_agree(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, measured: int
+) -> None:
+    noise, stops = [1.5, 0.7, 1.25, 0.9, 1.1, 1.0], set[int]()
+
+    def noisy(tried: Attempt, model: Model, device: Device) -> None:
+        if machine.timed in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        by = noise[machine.timed]
+        machine.real = lambda share: by * (0.1 + 0.9 * share)
+        machine.measure_beside(tried, model, device)
+
+    monkeypatch.setattr(attempts, "measure_beside", noisy)
+    whole = compress("0.4", "data.npz").to_json()
+    machine.timed = 0
+    stops.add(measured)
+    with pytest.raises(KeyboardInterrupt):
+        compress("0.4", "data.npz")
+    again = onnxprune.resume("model.onnx", out="small.onnx", force=True).to_json()
+    assert [again[name] for name in ("target", "after", "speedup", "groups")] == [
+        whole[name] for name in ("target", "after", "speedup", "groups")
+    ]
+
+
 def test_a_cut_that_brings_little_time_says_where_it_went(machine: Machine) -> None:
     machine.real = lambda share: 0.95
     report = onnxprune.compress("model.onnx", "small.onnx", CompressSettings({"macs": "0.3"}, align=3))
