@@ -332,6 +332,9 @@ def _show(report: Report, out: Path | str | None) -> None:
         old, new = before.latency_ms["median"], after.latency_ms["median"]
         name = f"latency, ms ({display.threads(report.settings['threads'])})"
         result.add_row(name, f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}")
+    if before.per_second and after.per_second:
+        old, new = before.per_second, after.per_second
+        result.add_row("throughput, samples a second", f"{old:.4g}", f"{new:.4g}", f"{new / old:.1%}")
     if before.memory_bytes and after.memory_bytes:
         old, new = before.memory_bytes, after.memory_bytes
         result.add_row("memory of a process", display.count(old), display.count(new), f"{new / old:.1%}")

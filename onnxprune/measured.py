@@ -17,7 +17,7 @@ from onnxprune.profiling.intervals import Interval
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What was measured of one cut model beside its original.
 
     Attributes:
@@ -45,7 +45,9 @@ class Measurements:
         append: keeps what is new.
     """
 
-    def __init__(self, known: Sequence[Measured] = (), append: Callable[[Measured], None] = lambda new: None) -> None:
+    def __init__(
+        self, known: Sequence[Measurement] = (), append: Callable[[Measurement], None] = lambda new: None
+    ) -> None:
         self._cpu = str(machine.described()["cpu"])
         self._known = {entry.plan: entry for entry in known if entry.cpu == self._cpu}
         self._append = append
@@ -67,15 +69,15 @@ class Measurements:
         assert attempt.before is not None
         assert attempt.after is not None
         assert attempt.speedup is not None
-        new = Measured(name, self._cpu, attempt.before, attempt.after, attempt.speedup, attempt.memory)
+        new = Measurement(name, self._cpu, attempt.before, attempt.after, attempt.speedup, attempt.memory)
         self._append(new)
         self._known[name] = new
 
 
-def read_measured(path: Path) -> list[Measured]:
+def read_measured(path: Path) -> list[Measurement]:
     """Read what was measured in a folder; nothing where there is no such file.
 
     Raises:
         InputError: a line makes no sense.
     """
-    return read_lines(path, Measured) if path.exists() else []
+    return read_lines(path, Measurement) if path.exists() else []

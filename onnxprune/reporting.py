@@ -24,6 +24,7 @@ class Measured:
         file_bytes: size of the file, external data included.
         activation_bytes: most bytes of activations alive at once, counted.
         latency_ms: median, p10 and p90 of one run.
+        per_second: samples, by that median.
         memory_bytes: most that a process needs to run it, above an empty one, see docs/measuring.md.
         accuracy: share of samples whose class is right.
     """
@@ -33,6 +34,7 @@ class Measured:
     file_bytes: int
     activation_bytes: int
     latency_ms: dict[str, float] | None = None
+    per_second: float | None = None
     memory_bytes: int | None = None
     accuracy: float | None = None
 

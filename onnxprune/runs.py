@@ -21,7 +21,7 @@ import numpy as np
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError
 from onnxprune.files import append_lines, read_lines, replace_json
 from onnxprune.journal import Entry, Journal, pareto
-from onnxprune.measured import Measured, Measurements, read_measured
+from onnxprune.measured import Measurement, Measurements, read_measured
 from onnxprune.metrics import METRICS
 from onnxprune.prepare import Prepared
 from onnxprune.problem import Judging, Problem
@@ -156,7 +156,7 @@ class Run:
             return Measurements()
         return Measurements(read_measured(self.folder / MEASURED) if self._goes_on else (), self._measured)
 
-    def _measured(self, new: Measured) -> None:
+    def _measured(self, new: Measurement) -> None:
         self.begin()
         with (self.folder / MEASURED).open("ab" if self._goes_on else "wb") as file:
             append_lines(file, [new])

@@ -199,6 +199,11 @@ def infer(bare: ModelProto) -> tuple[dict[str, Shape], dict[str, int], str | Non
     return shapes, types, contradiction
 
 
+def samples(bound: Mapping[str, Shape]) -> int:
+    """Count the samples in inputs of these sizes: the first axis of the first that has any."""
+    return next((shape[0] for shape in bound.values() if shape), 1)
+
+
 def example_inputs(graph: GraphProto, bound: Mapping[str, Shape], seed: int = 0) -> dict[str, Array]:
     """Draw inputs of the bound shapes: normal floats, integers 0 and 1 (valid indices nearly everywhere)."""
     rng = np.random.default_rng(seed)

@@ -29,12 +29,14 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
     problem, channels = attempt.problem, attempt.channels
     path = prepared.source.path
     after = {name: float(values[0]) for name, values in problem.costs.of(attempt.plan.counts).items()}
+    batch = prepared.source.settings.device.samples(channels.model)
+    memory = attempt.memory or (None, None)
     return Report(
         headline=_headline(attempt, path.name),
         model=path.name,
         output=out.name if out else None,
-        before=_measured(problem.original, attempt.before, attempt.memory and attempt.memory[0]),
-        after=_measured(after, attempt.after, attempt.memory and attempt.memory[1]),
+        before=_measured(problem.original, attempt.before, memory[0], batch),
+        after=_measured(after, attempt.after, memory[1], batch),
         speedup=_speedup(attempt),
         target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
         score=attempt.score if attempt.score is not None and np.isfinite(attempt.score) else None,
@@ -92,8 +94,13 @@ def _missed(attempt: Attempt, after: Mapping[str, float]) -> list[str]:
     return [f"single steps of the aligned widths leave {min(open_shares):.1%} of the original's cost unused{finest}"]
 
 
-def _measured(costs: Mapping[str, float], times: dict[str, float] | None, memory: int | None) -> Measured:
-    return Measured(**{name: round(costs[name]) for name in METRICS}, latency_ms=times, memory_bytes=memory)
+def _measured(costs: Mapping[str, float], times: dict[str, float] | None, memory: int | None, batch: int) -> Measured:
+    return Measured(
+        **{name: round(costs[name]) for name in METRICS},
+        latency_ms=times,
+        per_second=None if times is None else round(batch / times["median"] * 1e3, 2),
+        memory_bytes=memory,
+    )
 
 
 def _headline(attempt: Attempt, name: str) -> str:

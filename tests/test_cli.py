@@ -168,6 +168,8 @@ def test_compress_writes_model_plan_and_report(folder: Path) -> None:
         "reached": report["after"]["macs"],
     }
     assert set(report["after"]["latency_ms"]) == {"median", "p10", "p90"}
+    for side in (report["before"], report["after"]):  # one sample at a time
+        assert side["per_second"] == pytest.approx(1e3 / side["latency_ms"]["median"], rel=1e-3)
     assert report["after"]["accuracy"] is None
     assert set(report["checks"]) == {"checker", "interface", "macs", "outputs"}
     assert {"onnx", "numpy", "python", "onnxprune"} <= set(report["versions"])

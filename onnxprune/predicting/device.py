@@ -34,10 +34,16 @@ class Device:
 
     def inputs(self, model: Model) -> dict[str, Array]:
         """Make up inputs for a model."""
-        bound: Mapping[str, shapes.Shape] = model.bound
+        return shapes.example_inputs(model.proto.graph, self._sizes(model))
+
+    def samples(self, model: Model) -> int:
+        """Count the samples that a model gets at once."""
+        return shapes.samples(self._sizes(model))
+
+    def _sizes(self, model: Model) -> Mapping[str, shapes.Shape]:
         if model.has_free_batch and self.batch is not None:
-            bound = {name: (self.batch, *shape[1:]) for name, shape in bound.items()}
-        return shapes.example_inputs(model.proto.graph, bound)
+            return {name: (self.batch, *shape[1:]) for name, shape in model.bound.items()}
+        return model.bound
 
     def session(self, model: ModelProto, folder: Path, profile: Path | None = None) -> runtime.Session:
         """Load a model; `profile` is where the times of its kernels go.

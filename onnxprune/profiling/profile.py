@@ -56,6 +56,11 @@ class ProfileSettings:
         """The provider by the name that onnxruntime has for it."""
         return runtime.provider_name(self.provider)
 
+    @property
+    def session(self) -> dict[str, Any]:
+        """How a process loads a model."""
+        return {"provider": self.provider_name, "threads": self.threads or None, "optimize": self.optimize}
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -140,37 +145,53 @@ def profile(
     known = {name for one in given for name in one.feed}
     for name in (shapes or {}).keys() - known:
         raise InputError(f"--shape names {name!r}, which is no input of any model; inputs: {', '.join(sorted(known))}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
-        options = {
-            "provider": settings.provider_name,
-            "threads": settings.threads or None,
-            "optimize": settings.optimize,
-        }
-        told.stage("load")
-        subjects = []
-        for number, one in enumerate(given):
-            feed = Path(scratch) / f"{number}.npz"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        feeds = [Path(scratch) / f"{number}.npz" for number in range(len(given))]
+        for one, feed in zip(given, feeds, strict=True):
             np.savez(feed, allow_pickle=False, **one.feed)
-            subjects.append(stack.enter_context(Subject(one.path, feed, settings.bind, **options)))
-            told.step(number + 1, len(given))
+        runs = _run(given, feeds, settings, told)
+        traces = []
+        told.stage("time kernels")
+        for one, feed in zip(given, feeds, strict=True):
+            traces.append(_trace(one, feed, settings))
+            told.step(len(traces), len(given))
+    profiles = [_profile(one, run, trace) for one, run, trace in zip(given, runs, traces, strict=True)]
+    speedups = [intervals.ratio(runs[0].turns, other.turns) for other in runs[1:]]
+    notes = [note for one in given for note in one.notes]
+    return ProfileReport(profiles, speedups, asdict(settings), machine.described(), list(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a process has told of the model that it ran.
+
+    Attributes:
+        loaded: seconds and memory of loading it.
+        used: memory of running it.
+        ms: of each run.
+        turns: median milliseconds of each turn, as many as the other models have had.
+    """
+
+    loaded: Mapping[str, Any]
+    used: Mapping[str, Any]
+    ms: Sequence[float]
+    turns: intervals.Floats
+
+
+def _run(given: Sequence[Given], feeds: Sequence[Path], settings: ProfileSettings, told: Progress) -> list[Runs]:
+    """Run all models in turns, each in a process of its own."""
+    with ExitStack() as stack:
+        told.stage("load")
+        subjects = list[Subject]()
+        for one, feed in zip(given, feeds, strict=True):
+            subjects.append(stack.enter_context(Subject(one.path, feed, settings.bind, **settings.session)))
+            told.step(len(subjects), len(given))
         told.stage("measure")
         used = [subject.use(USES) for subject in subjects]
         rounds = Rounds(subjects, settings.precision, settings.seconds)
         rounds.measure(told.step)
-        told.stage("time kernels")
-        traces = []
-        for number, one in enumerate(given):
-            traces.append(_trace(one, Path(scratch), number, settings.bind, options))
-            told.step(number + 1, len(given))
-        profiles = [
-            _profile(one, subject.loaded, use, ms, turns, trace)
-            for one, subject, use, ms, turns, trace in zip(
-                given, subjects, used, rounds.ms, rounds.turns.T, traces, strict=True
-            )
-        ]
-    speedups = [intervals.ratio(rounds.turns[:, 0], other) for other in rounds.turns[:, 1:].T]
-    notes = [note for one in given for note in one.notes]
-    return ProfileReport(profiles, speedups, asdict(settings), machine.described(), list(dict.fromkeys(notes)))
+        found = zip(subjects, used, rounds.ms, rounds.turns.T, strict=True)
+        return [Runs(subject.loaded, use, ms, turns) for subject, use, ms, turns in found]
 
 
 class Given:
@@ -185,7 +206,7 @@ class Given:
         own = {name: shape for name, shape in asked.items() if name in known}
         bound, self.notes = sizes.bind_inputs(self.proto.graph, own, settings.batch or 1)
         self.feed: dict[str, Array] = sizes.example_inputs(self.proto.graph, bound)
-        self.batch = next((shape[0] for shape in bound.values() if shape), 1)
+        self.batch = sizes.samples(bound)
         if settings.batch not in (None, self.batch):
             raise InputError(
                 f"{path.name} takes {self.batch} at once; leave --batch out, or export the model with a free batch"
@@ -204,39 +225,34 @@ def _check(settings: ProfileSettings) -> None:
         raise InputError(f"--batch {settings.batch}: give 1 or more")
     if settings.threads < 0:
         raise InputError(f"--threads {settings.threads}: give 1 or more, or 0 to leave it to onnxruntime")
+    if settings.optimize not in runtime.LEVELS:
+        raise InputError(f"optimize {settings.optimize!r} is none of: {', '.join(runtime.LEVELS)}")
     if not settings.precision > 0 or not settings.seconds > 0:
         raise InputError("--precision and --seconds must be above 0")
 
 
-def _trace(one: Given, scratch: Path, number: int, bind: bool, options: Mapping[str, Any]) -> Trace:
+def _trace(one: Given, feed: Path, settings: ProfileSettings) -> Trace:
     """Time the kernels of a model, in a process of its own: it slows the whole."""
-    feed, place = scratch / f"{number}.npz", str(scratch / f"trace{number}")
-    with Subject(one.path, feed, bind, **options, profile=place) as subject:
+    place = str(feed.with_suffix(".trace"))
+    with Subject(one.path, feed, settings.bind, **settings.session, profile=place) as subject:
         subject.run(TRACE_WARM_UP + TRACED)
         return read_trace(subject.end_profile(), one.proto.graph, TRACE_WARM_UP)
 
 
-def _profile(
-    one: Given,
-    loaded: Mapping[str, Any],
-    use: Mapping[str, Any],
-    ms: Sequence[float],
-    turns: intervals.Floats,
-    trace: Trace,
-) -> Profile:
-    middle = intervals.median(turns)
+def _profile(one: Given, run: Runs, trace: Trace) -> Profile:
+    middle = intervals.median(run.turns)
     nodes = one.proto.graph.node
     longest = sorted(by_node(trace).items(), key=lambda entry: -entry[1])
     return Profile(
         one.path.name,
         one.file_bytes,
         {name: list(values.shape) for name, values in one.feed.items()},
-        latency(np.asarray(ms)),
+        latency(np.asarray(run.ms)),
         middle,
         one.batch / middle.median * 1e3,
-        len(ms),
-        loaded["seconds"] * 1e3,
-        _memory(loaded, use, trace),
+        len(run.ms),
+        run.loaded["seconds"] * 1e3,
+        _memory(run.loaded, run.used, trace),
         by_provider(trace),
         by_op(trace),
         [

@@ -15,6 +15,7 @@ from cli_nets import CLASSES, Draft, convs, run, write, write_outside
 import onnxprune
 from onnxprune import ProfileSettings
 from onnxprune.cli.profile import compared
+from onnxprune.errors import InputError
 from onnxprune.profiling.intervals import Interval
 
 QUICK = ProfileSettings(seconds=0.5, precision=0.2)
@@ -51,6 +52,11 @@ def test_a_batch_is_what_the_model_is_fed(folder: Path) -> None:
     (one,) = report.profiles
     assert one.inputs == {"image": [6, *IMAGE]}
     assert one.per_second == pytest.approx(6 / one.interval_ms.median * 1e3)
+
+
+def test_an_optimization_level_that_is_none_is_refused_in_python_too(folder: Path) -> None:
+    with pytest.raises(InputError, match="optimize 'fast' is none of: none, basic, extended, all"):
+        onnxprune.profile(["small.onnx"], ProfileSettings(optimize="fast"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
