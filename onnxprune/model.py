@@ -21,6 +21,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import shapes as sizes
 from onnxprune.errors import InputError
+from onnxprune.nodes import sort_nodes
 from onnxprune.shapes import Run, Shape
 from onnxprune.weights import PACKED_TYPES, Array, byte_size, external_place, is_external, read
 
@@ -43,7 +44,7 @@ class Model:
     """A model and what is known of it for one binding of its free input sizes.
 
     Attributes:
-        proto: the file as read; large external weights stay on disk.
+        proto: the file as read, its nodes in order; large external weights stay on disk.
         folder: where the file lies; external data is looked for here and nowhere else.
         graph: the same graph in onnx-graphsurgeon; ``graph.nodes[i]`` is ``proto.graph.node[i]``.
         opset: version of the ONNX standard's operators.
@@ -118,7 +119,7 @@ def load(path: Path, run: Run, asked: Mapping[str, Sequence[int]] | None = None)
 
 
 def read_file(path: Path) -> ModelProto:
-    """Parse a model file without its external data.
+    """Parse a model file without its external data, its nodes in order.
 
     Raises:
         InputError: it cannot be read or is not an ONNX model.
@@ -139,6 +140,7 @@ def read_file(path: Path) -> ModelProto:
         raise InputError(f"{path} holds no ONNX graph; export or download it again")
     if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives what is no UTF-8 as bytes
         raise InputError(f"{path} holds names that are no text; it is damaged, export or download it again")
+    sort_nodes(model.graph)
     return model
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.model import stored_tensors
+from onnxprune.nodes import bodies
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, read
 
@@ -127,19 +128,3 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield from (*node.input, *node.output)
         for body in bodies(node):
             yield from _names(body)
-
-
-def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    """Give the bodies of an If, Loop or Scan node."""
-    for attribute in node.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
-
-
-def every_node(graph: GraphProto) -> Iterator[NodeProto]:
-    """Give the nodes of a graph and of the bodies inside it."""
-    for node in graph.node:
-        yield node
-        for body in bodies(node):
-            yield from every_node(body)

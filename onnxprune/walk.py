@@ -14,7 +14,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnxprune import runtime
-from onnxprune.numbers import bodies
+from onnxprune.nodes import bodies
 from onnxprune.shapes import real_inputs
 from onnxprune.weights import Array
 

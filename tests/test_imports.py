@@ -47,7 +47,7 @@ LAYERS = (
     ("onnxprune.model",),
     ("onnxprune.shapes", "onnxprune.progress"),
     ("onnxprune.preprocess",),
-    ("onnxprune.weights", "onnxprune.files"),
+    ("onnxprune.weights", "onnxprune.files", "onnxprune.nodes"),
     ("onnxprune.errors",),
 )
 """From top to bottom; modules of one line know nothing of each other."""

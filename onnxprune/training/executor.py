@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from onnxprune import runtime
 from onnxprune.errors import InputError, at
 from onnxprune.model import Model, analyse, constant_tensor
-from onnxprune.numbers import every_node
+from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain, real_inputs
 from onnxprune.training.functions import Call, Function, as_tensor, find
 from onnxprune.training.sharing import Unshared, writable, write

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.linear import by_group
-from onnxprune.numbers import every_node
+from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.training.sharing import writable, write
 from onnxprune.weights import Array, read

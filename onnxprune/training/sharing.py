@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from onnxprune.numbers import every_node
+from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, read
 

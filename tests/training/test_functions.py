@@ -16,9 +16,10 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
+from onnxprune.nodes import every_node
 from onnxprune.ops import RULES
 from onnxprune.shapes import is_default_domain
-from onnxprune.training.executor import INLINED, Executor, every_node
+from onnxprune.training.executor import INLINED, Executor
 from onnxprune.training.functions import FUNCTIONS, as_tensor, find
 
 Data = list[Any]

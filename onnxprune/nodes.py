@@ -1,0 +1,59 @@
+"""Nodes of a graph and of the bodies inside it, and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import GraphProto, NodeProto
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """Give the bodies of an If, Loop or Scan node."""
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
+def every_node(graph: GraphProto) -> Iterator[NodeProto]:
+    """Give the nodes of a graph and of the bodies inside it."""
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from every_node(body)
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put nodes that stand behind one that reads them before it, and move no others.
+
+    ONNX demands that order; some converters, onnxruntime's to half precision among them, append nodes at the end, and
+    onnxruntime itself does not mind. Where nodes read each other in a circle all stay where they are.
+    """
+    maker = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
+    needs = [{maker[name] for name in _read_by(node) if name in maker} for node in graph.node]
+    if all(at > max(need, default=-1) for at, need in enumerate(needs)):
+        return
+    order: dict[int, None] = {}
+    for at in range(len(needs)):
+        path = {} if at in order else {at: None}  # each reads the next
+        while path:
+            last = next(reversed(path))
+            missing = min(needs[last] - order.keys(), default=None)
+            if missing is None:
+                order[last] = path.pop(last)
+            elif missing in path:
+                return
+            else:
+                path[missing] = None
+    nodes = [NodeProto.FromString(graph.node[at].SerializeToString()) for at in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _read_by(node: NodeProto) -> Iterator[str]:
+    """Name what a node reads, and the bodies inside it."""
+    yield from node.input
+    for body in bodies(node):
+        for inner in body.node:
+            yield from _read_by(inner)
+        yield from (value.name for value in body.output)
