@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxprune import runtime
 from onnxprune.errors import InputError
-from onnxprune.profiling import gpu, memory
+from onnxprune.profiling import gpu, load, memory
 from onnxprune.weights import Array
 
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
@@ -49,8 +49,11 @@ class Child:
         return found | {"device_before": device, "device_loaded": gpu.held()}
 
     def run(self, count: int) -> dict[str, Any]:
-        """Run so often; tells the milliseconds of each run."""
-        return {"ms": runtime.timed(self._run, count)}
+        """Run so often; tells the milliseconds of each run, and those in which others had the processor."""
+        self._session.wait_for_others()
+        before = load.waited()
+        times = runtime.timed(self._run, count)
+        return {"ms": times, "waited": load.waited() - before}
 
     def use(self, count: int) -> dict[str, Any]:
         """Run so often, and tell the most memory that was held meanwhile, and what is held in the end."""

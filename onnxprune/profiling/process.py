@@ -33,6 +33,7 @@ class Subject:
 
     def __init__(self, model: Path, feed: Path, bind: bool = False, **options: Any) -> None:
         self._model = model
+        self._ran = self._waited = 0.0  # milliseconds
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             command = [sys.executable, "-m", "onnxprune.profiling.child"]
@@ -53,8 +54,16 @@ class Subject:
 
     def run(self, count: int) -> list[float]:
         """Run so often; returns the milliseconds of each run."""
-        found: list[float] = self._ask("run", count=count)["ms"]
+        answer = self._ask("run", count=count)
+        found: list[float] = answer["ms"]
+        self._ran += sum(found)
+        self._waited += answer["waited"]
         return found
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time of all runs in which other processes had the processor."""
+        return self._waited / max(self._ran, 1e-9)
 
     def use(self, count: int) -> dict[str, Any]:
         """Run so often; returns what was held at most and in the end, see `Child.use`."""

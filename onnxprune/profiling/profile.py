@@ -15,7 +15,7 @@ from onnxprune import model as models
 from onnxprune import runtime
 from onnxprune import shapes as sizes
 from onnxprune.errors import InputError
-from onnxprune.profiling import intervals, machine
+from onnxprune.profiling import intervals, load, machine
 from onnxprune.profiling.intervals import Interval
 from onnxprune.profiling.kernels import Trace, by_node, by_op, by_provider, read_trace
 from onnxprune.profiling.process import Subject
@@ -157,12 +157,12 @@ def profile(
             told.step(len(traces), len(given))
     profiles = [_profile(one, run, trace) for one, run, trace in zip(given, runs, traces, strict=True)]
     speedups = [intervals.ratio(runs[0].turns, other.turns) for other in runs[1:]]
-    notes = [note for one in given for note in one.notes]
+    notes = [note for one in given for note in one.notes] + _busy(given, runs)
     return ProfileReport(profiles, speedups, asdict(settings), machine.described(), list(dict.fromkeys(notes)))
 
 
 @dataclass(frozen=True)
-class Runs:
+class Ran:
     """What a process has told of the model that it ran.
 
     Attributes:
@@ -170,15 +170,17 @@ class Runs:
         used: memory of running it.
         ms: of each run.
         turns: median milliseconds of each turn, as many as the other models have had.
+        waiting: share of that time in which other processes had the processor.
     """
 
     loaded: Mapping[str, Any]
     used: Mapping[str, Any]
     ms: Sequence[float]
     turns: intervals.Floats
+    waiting: float
 
 
-def _run(given: Sequence[Given], feeds: Sequence[Path], settings: ProfileSettings, told: Progress) -> list[Runs]:
+def _run(given: Sequence[Given], feeds: Sequence[Path], settings: ProfileSettings, told: Progress) -> list[Ran]:
     """Run all models in turns, each in a process of its own."""
     with ExitStack() as stack:
         told.stage("load")
@@ -191,7 +193,22 @@ def _run(given: Sequence[Given], feeds: Sequence[Path], settings: ProfileSetting
         rounds = Rounds(subjects, settings.precision, settings.seconds)
         rounds.measure(told.step)
         found = zip(subjects, used, rounds.ms, rounds.turns.T, strict=True)
-        return [Runs(subject.loaded, use, ms, turns) for subject, use, ms, turns in found]
+        return [Ran(subject.loaded, use, ms, turns, subject.waiting) for subject, use, ms, turns in found]
+
+
+def _difference(value: int | None, base: int | None) -> int | None:
+    return None if value is None or base is None else max(0, value - base)
+
+
+def _busy(given: Sequence[Given], runs: Sequence[Ran]) -> list[str]:
+    """Warn of other processes that are at work."""
+    share, name = max((run.waiting, one.path.name) for one, run in zip(given, runs, strict=True))
+    if not load.is_busy(share):
+        return []
+    return [
+        f"this machine is busy: {name} waited {share:.0%} of its time for a processor, and long runs lose more by that "
+        "than short ones; measure again when nothing else runs"
+    ]
 
 
 class Given:
@@ -239,7 +256,7 @@ def _trace(one: Given, feed: Path, settings: ProfileSettings) -> Trace:
         return read_trace(subject.end_profile(), one.proto.graph, TRACE_WARM_UP)
 
 
-def _profile(one: Given, run: Runs, trace: Trace) -> Profile:
+def _profile(one: Given, run: Ran, trace: Trace) -> Profile:
     middle = intervals.median(run.turns)
     nodes = one.proto.graph.node
     longest = sorted(by_node(trace).items(), key=lambda entry: -entry[1])
@@ -264,17 +281,13 @@ def _profile(one: Given, run: Runs, trace: Trace) -> Profile:
 
 def _memory(loaded: Mapping[str, Any], use: Mapping[str, Any], trace: Trace) -> dict[str, int | None]:
     """Say what is held above what the process held before the model was loaded."""
-
-    def above(value: int | None, base: int | None) -> int | None:
-        return None if value is None or base is None else max(0, value - base)
-
     return {
-        "loaded": above(loaded["loaded"], loaded["before"]),
-        "load_peak": above(loaded["load_peak"], loaded["before"]),
-        "steady": above(use["held"], loaded["before"]),
-        "peak": above(use["peak"], loaded["before"]),
+        "loaded": _difference(loaded["loaded"], loaded["before"]),
+        "load_peak": _difference(loaded["load_peak"], loaded["before"]),
+        "steady": _difference(use["held"], loaded["before"]),
+        "peak": _difference(use["peak"], loaded["before"]),
         "arena": trace.arena_bytes,
         "arena_used": trace.used_bytes,
-        "device_loaded": above(loaded["device_loaded"], loaded["device_before"]),
-        "device_steady": above(use["device_held"], loaded["device_before"]),
+        "device_loaded": _difference(loaded["device_loaded"], loaded["device_before"]),
+        "device_steady": _difference(use["device_held"], loaded["device_before"]),
     }

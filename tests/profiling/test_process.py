@@ -6,7 +6,9 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import runtime
 from onnxprune.errors import InputError
-from onnxprune.profiling import child, gpu, machine, memory
+from onnxprune.profiling import child, gpu, load, machine, memory
 from onnxprune.profiling.process import Subject
 
 MEGABYTE = 1_000_000
@@ -162,6 +164,40 @@ def test_elsewhere_memory_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # ---- the other side of the line, in this process
 
 
+@linux
+def test_time_that_others_had_is_counted_while_there_are_more_threads_than_processors() -> None:
+    began = load.waited()
+    rivals = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            pass
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
+    assert load.waited() - began > 50  # ms
+
+
+@pytest.mark.parametrize("content", [None, "", "12", "a b c"])
+def test_where_nothing_tells_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+    monkeypatch.setattr(load, "SCHEDULER", tmp_path / "schedstat")
+    if content is not None:
+        (tmp_path / "schedstat").write_text(content)
+    assert load.waited() == 0
+
+
+@pytest.mark.parametrize(("threads", "waits"), [(1, 0), (2, 1), (None, 1)])
+def test_a_turn_begins_when_the_threads_of_other_models_sleep(
+    monkeypatch: pytest.MonkeyPatch, threads: int | None, waits: int
+) -> None:
+    asleep: list[float] = []
+    monkeypatch.setattr(runtime.time, "sleep", asleep.append)
+    session = runtime.Session(convs(), threads=threads)
+    assert len(runtime.warm_runs(session, image(), 3)) == 3
+    assert asleep == waits * [runtime.SPIN]
+
+
 def test_commands_are_answered_line_by_line_errors_too(tmp_path: Path) -> None:
     file = write(convs(), tmp_path / "model.onnx")
     np.savez(tmp_path / "feed.npz", **image())
@@ -173,6 +209,7 @@ def test_commands_are_answered_line_by_line_errors_too(tmp_path: Path) -> None:
     assert "has no Nix" in wrong["error"]
     assert loaded["seconds"] > 0
     assert len(ran["ms"]) == 3
+    assert 0 <= ran["waited"] < 10_000
 
 
 # ---- a driver that is made up

@@ -17,6 +17,7 @@ from onnxprune import ProfileSettings
 from onnxprune.cli.profile import compared
 from onnxprune.errors import InputError
 from onnxprune.profiling.intervals import Interval
+from onnxprune.profiling.process import Subject
 
 QUICK = ProfileSettings(seconds=0.5, precision=0.2)
 IMAGE = (3, 32, 32)
@@ -45,6 +46,13 @@ def test_a_network_of_a_twentieth_of_the_work_is_really_faster(folder: Path) -> 
 def test_a_network_beside_itself_shows_no_difference_of_note(folder: Path) -> None:
     report = onnxprune.profile(["large.onnx", "large.onnx"], ProfileSettings(seconds=3, precision=0.03))
     assert 0.7 < report.speedups[0].median < 1.4
+
+
+@pytest.mark.parametrize(("share", "is_said"), [(0.01, False), (0.3, True)])
+def test_a_busy_machine_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch, share: float, is_said: bool) -> None:
+    monkeypatch.setattr(Subject, "waiting", share)
+    report = onnxprune.profile(["small.onnx"], QUICK)
+    assert is_said == any("this machine is busy: small.onnx waited 30% of its time" in note for note in report.notes)
 
 
 def test_a_batch_is_what_the_model_is_fed(folder: Path) -> None:
