@@ -16,12 +16,12 @@ from onnxprune.course import Course
 from onnxprune.errors import TargetError
 from onnxprune.journal import Journal
 from onnxprune.judging import digest
-from onnxprune.limits import Limits
+from onnxprune.limits import NEAR, Limits, next_limit
 from onnxprune.measured import Measurements
-from onnxprune.metrics import MEMORY
+from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
-from onnxprune.problem import FINE, Align, Floats, Problem, parse_target
+from onnxprune.problem import FINE, Align, Floats, Problem, Target, parse_target
 from onnxprune.progress import Progress
 from onnxprune.search.greedy import descend
 from onnxprune.surgery import cut
@@ -93,6 +93,8 @@ class Attempts:
         self._cut_and_measure(self.best)
         if self.limits.asked:
             self._approach()
+        if LATENCY in self.limits.asked:
+            self._try_macs()
         else:
             self._coarsen()
 
@@ -126,6 +128,33 @@ class Attempts:
             self._cut_and_measure(latest)
             self._keep_better(latest, self.limits.misses(latest) < self.limits.misses(self.best))
 
+    def _try_macs(self) -> None:
+        """Take a plan for MACs instead where it is as fast as was asked, and the other is not or is judged worse.
+
+        It needs no predictions, so it is the better one where they are furthest off: nothing has to be judged for it,
+        and its limit follows from what is measured.
+        """
+        share = self.limits.asked[LATENCY]
+        asked = [target for target in self.limits.targets if target.metric != LATENCY]
+        problem, whole, known = self._problem(self.best.align), self._prepared.original_costs["macs"], []
+        limit = self.best.macs_share
+        for _ in range(CORRECTIONS):
+            counted = self._problem(self.best.align, [*asked, Target("macs", limit * whole, f"{limit:.4f}")])
+            try:
+                attempt = Attempt(problem, problem.plan(descend(counted)), self.best.align)
+            except TargetError:
+                return
+            if self._was_tried(attempt):
+                return
+            self._cut_and_measure(attempt)
+            wins = not self.limits.meets(self.best) or problem.score(attempt.plan) > problem.score(self.best.plan)
+            self._keep_better(attempt, wins and self.limits.meets(attempt))
+            found = attempt.measured_share(LATENCY)
+            if found is None or abs(found / share - 1) <= NEAR:
+                return
+            known.append((limit, found))
+            limit = min(1.0, next_limit(known, share))
+
     def _keep_better(self, other: Attempt, is_better: bool) -> None:
         self.tried.append(other)
         loser = self.best if is_better else other
@@ -148,12 +177,12 @@ class Attempts:
         errors = self._journal.errors([self.best.plan, coarser.plan], effort="full")
         return errors[1] <= MOST_WORSE * errors[0]
 
-    def _problem(self, align: Align) -> Problem:
+    def _problem(self, align: Align, targets: Sequence[Target] | None = None) -> Problem:
         asked, lossless = self._settings, self._lossless
         return Problem(
             lossless.channels,
             self._prepared.costs,
-            self.limits.targets,
+            self.limits.targets if targets is None else targets,
             self._worth,
             align,
             asked.min_keep,
@@ -209,8 +238,10 @@ class Attempts:
             found = self._search(align)
         except TargetError:
             return None
-        seen = any(np.array_equal(found.plan.counts, tried.plan.counts) for tried in self.tried)
-        return None if seen else found
+        return None if self._was_tried(found) else found
+
+    def _was_tried(self, attempt: Attempt) -> bool:
+        return any(np.array_equal(attempt.plan.counts, tried.plan.counts) for tried in self.tried)
 
     def _cut_and_measure(self, attempt: Attempt) -> None:
         attempt.cut = cut(attempt.channels, attempt.plan, runtime.evaluate)

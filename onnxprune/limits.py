@@ -41,6 +41,10 @@ class Limits:
                 found += [metric] if measured > share or attempt.is_limited_by(metric) else []
         return found
 
+    def meets(self, attempt: Attempt) -> bool:
+        """Tell whether everything that was measured is as small as was asked for."""
+        return not self.misses(attempt)[0]
+
     def misses(self, attempt: Attempt) -> tuple[bool, float]:
         """Say how far what was measured is off: whether anything is too large, and by what parts in all."""
         shares = {metric: attempt.measured_share(metric) for metric in self.asked}

@@ -23,6 +23,7 @@ from onnxprune.model import Model
 from onnxprune.predicting import kept
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.features import Features
+from onnxprune.predicting.predictor import Predictor
 from onnxprune.predicting.samples import Samples, draw
 from onnxprune.problem import Problem, parse_target
 from onnxprune.profiling.intervals import Interval
@@ -106,6 +107,17 @@ def test_a_plan_that_takes_longer_than_asked_is_taken_only_where_no_other_is_lef
     assert time_share(compress("0.5")) == 0.2
 
 
+@pytest.mark.parametrize("data", [None, "data.npz"])
+def test_a_plan_for_flops_is_taken_where_predictions_prefer_the_wrong_groups(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, data: str | None
+) -> None:
+    """Predictions say that one group alone takes all the time; really all of it goes with the MACs."""
+    monkeypatch.setattr(Predictor, "ms", lambda self, counts: ORIGINAL * (0.02 + np.atleast_2d(counts)[:, 0] / 65))
+    report = compress("0.5", data, search="greedy")
+    assert time_share(report) == pytest.approx(0.5, rel=0.06)
+    assert sum(group["kept"] < group["width"] for group in report.groups) > 1
+
+
 def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
     machine.real = lambda share: 0.9
     report = compress("0.5")
@@ -118,7 +130,7 @@ def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
 def test_an_interrupted_run_ends_where_it_would_have_though_no_two_measurements_agree(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, measured: int
 ) -> None:
-    noise, stops = [1.5, 0.7, 1.25, 0.9, 1.1, 1.0], set[int]()
+    noise, stops = [1.5, 0.7, 1.25, 0.9, 1.1, 1.0] * 3, set[int]()
 
     def noisy(tried: Attempt, model: Model, device: Device) -> None:
         if machine.timed in stops:
@@ -152,7 +164,7 @@ def test_several_targets_hold_at_once(machine: Machine) -> None:
     report = compress("0.5", targets={"params": "0.3"})
     assert report.after.params <= 0.3 * report.before.params
     assert time_share(report) <= 0.5 * 1.05
-    assert machine.timed == 1  # the other target holds it down, so no limit of the time is to blame
+    assert machine.timed <= 2  # the other target holds it down, so no limit of the time or of the MACs is to blame
 
 
 def test_what_cannot_be_reached_is_said_with_the_lowest_that_can(machine: Machine) -> None:
