@@ -91,12 +91,12 @@ class Attempts:
     def cut_and_measure(self) -> None:
         """Cut the plan and measure the result; where that shows a need, try others, and keep the best."""
         self._cut_and_measure(self.best)
-        if self.limits.asked:
-            self._approach()
+        if not self.limits.asked:
+            self._coarsen()
+            return
+        self._approach()
         if LATENCY in self.limits.asked:
             self._try_macs()
-        else:
-            self._coarsen()
 
     def _coarsen(self) -> None:
         """Go on to coarser widths while the time lags behind the MACs."""

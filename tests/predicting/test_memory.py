@@ -60,6 +60,15 @@ def test_the_memory_asked_for_is_kept(machine: dict[str, float], asked: str, meg
     assert report.target[MEMORY]["reached"] == pytest.approx(report.after.memory_bytes, rel=0.05)
 
 
+def test_widths_do_not_get_coarser_for_the_sake_of_time(
+    machine: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt.Attempt, "lags", True)
+    monkeypatch.setattr(attempt.Attempt, "is_slower", True)
+    report = compress("0.7")
+    assert {tried["multiple"] for tried in report.alignments} == {8}
+
+
 def test_less_than_an_empty_process_cannot_be_reached(machine: dict[str, float]) -> None:
     with pytest.raises(TargetError, match=r"--memory 19MB cannot be reached: the lowest is 0\.\d+ of the original"):
         compress("19MB")
