@@ -147,8 +147,10 @@ class Attempts:
             if self._was_tried(attempt):
                 return
             self._cut_and_measure(attempt)
-            wins = not self.limits.meets(self.best) or problem.score(attempt.plan) > problem.score(self.best.plan)
-            self._keep_better(attempt, wins and self.limits.meets(attempt))
+            meets, had = self.limits.meets(attempt), self.limits.meets(self.best)
+            self._keep_better(
+                attempt, meets and (not had or problem.score(attempt.plan) > problem.score(self.best.plan))
+            )
             found = attempt.measured_share(LATENCY)
             if found is None or abs(found / share - 1) <= NEAR:
                 return

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnxprune.attempt import Attempt
-from onnxprune.files import read_lines
 from onnxprune.judging import digest
 from onnxprune.profiling import machine
 from onnxprune.profiling.intervals import Interval
@@ -48,8 +46,7 @@ class Measurements:
     def __init__(
         self, known: Sequence[Measurement] = (), append: Callable[[Measurement], None] = lambda new: None
     ) -> None:
-        self._cpu = str(machine.described()["cpu"])
-        self._known = {entry.plan: entry for entry in known if entry.cpu == self._cpu}
+        self._known = {(entry.plan, entry.cpu): entry for entry in known}
         self._append = append
 
     def fill(self, attempt: Attempt, measure: Callable[[], None]) -> None:
@@ -59,8 +56,8 @@ class Measurements:
             attempt: one that has been cut.
             measure: sets its times, and its memory where that is asked for.
         """
-        name = digest(attempt.plan)
-        found = self._known.get(name)
+        name, cpu = digest(attempt.plan), machine.processor()["cpu"]
+        found = self._known.get((name, cpu))
         if found is not None:
             attempt.before, attempt.after, attempt.speedup = found.before, found.after, found.speedup
             attempt.memory = found.memory
@@ -69,15 +66,6 @@ class Measurements:
         assert attempt.before is not None
         assert attempt.after is not None
         assert attempt.speedup is not None
-        new = Measurement(name, self._cpu, attempt.before, attempt.after, attempt.speedup, attempt.memory)
+        new = Measurement(name, cpu, attempt.before, attempt.after, attempt.speedup, attempt.memory)
         self._append(new)
-        self._known[name] = new
-
-
-def read_measured(path: Path) -> list[Measurement]:
-    """Read what was measured in a folder; nothing where there is no such file.
-
-    Raises:
-        InputError: a line makes no sense.
-    """
-    return read_lines(path, Measurement) if path.exists() else []
+        self._known[name, cpu] = new

@@ -21,7 +21,7 @@ import numpy as np
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError
 from onnxprune.files import append_lines, read_lines, replace_json
 from onnxprune.journal import Entry, Journal, pareto
-from onnxprune.measured import Measurement, Measurements, read_measured
+from onnxprune.measured import Measurement, Measurements
 from onnxprune.metrics import METRICS
 from onnxprune.prepare import Prepared
 from onnxprune.problem import Judging, Problem
@@ -154,7 +154,8 @@ class Run:
         """Measure through this run's folder; what other runs have measured is measured again."""
         if self._place is None:
             return Measurements()
-        return Measurements(read_measured(self.folder / MEASURED) if self._goes_on else (), self._measured)
+        file = self.folder / MEASURED
+        return Measurements(read_lines(file, Measurement) if self._goes_on and file.exists() else (), self._measured)
 
     def _measured(self, new: Measurement) -> None:
         self.begin()

@@ -14,7 +14,12 @@ CPUINFO = Path("/proc/cpuinfo")
 
 def described() -> dict[str, Any]:
     """Name the processor, its cores and clock (MHz, where it can be read), the system, and the GPU if there is one."""
-    found: dict[str, Any] = {"system": platform.platform(), "cpu": platform.processor(), "cores": os.cpu_count()}
+    return {"system": platform.platform()} | processor() | gpu.described()
+
+
+def processor() -> dict[str, Any]:
+    """Name the processor, its cores and clock (MHz, where it can be read)."""
+    found: dict[str, Any] = {"cpu": platform.processor(), "cores": os.cpu_count()}
     try:
         lines = [line.partition(":") for line in CPUINFO.read_text(encoding="utf-8").splitlines()]
     except OSError:
@@ -23,4 +28,4 @@ def described() -> dict[str, Any]:
     found["cpu"] = about.get("model name", found["cpu"]) or platform.machine()
     if "cpu MHz" in about:
         found["cpu_mhz"] = float(about["cpu MHz"])
-    return found | gpu.described()
+    return found
