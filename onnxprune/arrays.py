@@ -27,6 +27,9 @@ def read_file(path: Path, wanted: Iterable[str]) -> tuple[dict[str, Array], list
     """
     try:
         with path.open("rb") as file:
+            if not file.read(6).startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")):
+                raise ValueError("it does not begin like one")  # NumPy takes it for a pickle, and offers to load that
+            file.seek(0)
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 return {"x": content}, ["x"]

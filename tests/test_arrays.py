@@ -14,7 +14,7 @@ from cli_nets import run as program
 from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import runtime
-from onnxprune.arrays import collect, is_spec
+from onnxprune.arrays import collect, is_spec, read_file
 from onnxprune.data import read_data
 from onnxprune.errors import InputError
 from onnxprune.model import analyse
@@ -160,3 +160,13 @@ def test_the_program_takes_a_function(module: Callable[[str], str], tmp_path: Pa
     refusal = program("evaluate", "model.onnx", "--data", f"{name}:g")
     assert refusal.code == 2
     assert refusal.errors[0].startswith(f"error: --data {name}:g: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x04K\x01.", b"a list of images", b"\x93NUMPY\x01\x00"])
+def test_a_file_of_something_else_is_refused_without_a_word_of_loading_it_unsafely(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "samples.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"samples\.npz is no \.npz or \.npy file of numbers") as caught:
+        read_file(tmp_path / "samples.npz", ["x"])
+    assert "unsafe" not in str(caught.value)
