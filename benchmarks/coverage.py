@@ -49,8 +49,9 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError, TargetError
 from onnxprune.metrics import Costs
-from onnxprune.problem import FINE, Problem, parse_target
+from onnxprune.problem import FINE, Problem
 from onnxprune.surgery import cut
+from onnxprune.targets import parse_target
 from onnxprune.verify import verify
 
 Row = dict[str, Any]

@@ -27,12 +27,13 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.journal import Journal
 from onnxprune.metrics import LATENCY
 from onnxprune.prepare import Prepared, Source, predict, prepare
-from onnxprune.problem import Problem, parse_target
+from onnxprune.problem import Problem
 from onnxprune.progress import Quiet
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search.greedy import descend
 from onnxprune.settings import resolve
 from onnxprune.surgery import cut
+from onnxprune.targets import parse_target
 
 COLUMNS = "model | asked | error of predictions | measured | score | FLOPs plan: measured | score"
 HALVINGS = 9

@@ -31,12 +31,13 @@ from onnxprune.criteria import Evidence, importance
 from onnxprune.data import Data, read_data, read_preprocess
 from onnxprune.judging import Candidates, repaired
 from onnxprune.prepare import Prepared, Source, prepare
-from onnxprune.problem import FINE, Align, Problem, parse_target
+from onnxprune.problem import FINE, Align, Problem
 from onnxprune.repair import stand_in
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.statistics import Statistics
 from onnxprune.surgery import cut
+from onnxprune.targets import parse_target
 
 RATE = 0.005  # folded networks have no BatchNormalization to keep larger steps from diverging
 

@@ -22,12 +22,13 @@ from onnx import ModelProto
 from onnxprune import model, models, runtime
 from onnxprune.channels import Channels, find_channels
 from onnxprune.metrics import Costs
-from onnxprune.problem import Problem, parse_target
+from onnxprune.problem import Problem
 from onnxprune.search.gnn_rl import LENGTH
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.environment import Episodes, State
 from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
 from onnxprune.stages import Stages
+from onnxprune.targets import parse_target
 
 NAMES = ("cifar_resnet56", "resnet50", "mobilenet_v2")
 REPEATS = 5

@@ -16,10 +16,11 @@ from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.predicting import memory
 from onnxprune.predicting.device import Device
-from onnxprune.problem import Align, Problem, Target
+from onnxprune.problem import Align, Problem
 from onnxprune.profiling import intervals
 from onnxprune.profiling.intervals import Interval
 from onnxprune.reporting import latency
+from onnxprune.targets import Target
 
 WORDS = {
     "macs": "FLOPs (multiply-accumulates)",

@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto
 
-from onnxprune import runtime
+from onnxprune import comparing, runtime
 from onnxprune.answers import Answer, Reading, ask, batch_size, find_readings, is_float, open_session, paired
 from onnxprune.data import Data, check_labels
 from onnxprune.errors import InputError
 from onnxprune.weights import Array
 
-Numbers = npt.NDArray[np.float64]
-
 MEMORY = 1_000_000_000  # bytes of the original's answers; samples after those that fill it are not judged
-SMALLEST = 1e-12  # probability; smaller ones count as this where a logarithm must be taken of them
-STEADY = 1e-6  # share of an output's squared mean that its variance is taken for at least: rounding is no difference
-ZERO = 1e-12  # what the variance of an output is taken for at least, be it all zero
-ROUNDED = 1e-2  # how far probabilities in half precision may be from adding up to one
 
 
 @dataclass(frozen=True)
@@ -148,7 +141,7 @@ class Judge:
         sums = np.zeros(len(_Sums._fields))
         samples = 0
         for wanted, found in zip(expected.answers, answers, strict=False):  # the original may have stopped early
-            deviations += wanted.samples * _deviations(wanted.values, found.values, expected.variances)
+            deviations += wanted.samples * comparing.deviations(wanted.values, found.values, expected.variances)
             if expected.classes:
                 sums += self._count(wanted, found, readings[expected.place])
             samples += wanted.samples
@@ -167,12 +160,14 @@ class Judge:
             raise InputError(f"the model has {others.shape[1]} classes, the reference {rows.shape[1]}")
         top1 = top5 = 0
         if found.labels is not None:
-            top1, top5 = _right(others, found.labels + self._label_offset)
-        agreed = int((_best(rows) == _best(others)).sum())
+            top1, top5 = comparing.right(others, found.labels + self._label_offset)
+        agreed = int((comparing.best(rows) == comparing.best(others)).sum())
         # Where only one of them is known to end in a softmax, the numbers must tell.
         alike = reading.function == original.function
-        probable = expected.are_probabilities if alike else _are_probabilities(others)
-        divergences = _divergences(_logits(rows, expected.are_probabilities), _logits(others, probable))
+        probable = expected.are_probabilities if alike else comparing.are_probabilities(others)
+        divergences = comparing.divergences(
+            comparing.logits(rows, expected.are_probabilities), comparing.logits(others, probable)
+        )
         known = divergences[~np.isnan(divergences)]
         return _Sums(top1, top5, agreed, float(known.sum()), len(known))
 
@@ -211,7 +206,9 @@ class _Expected:
 
     def __init__(self, readings: tuple[Reading, ...], answers: list[Answer]) -> None:
         self.readings, self.answers = readings, answers
-        self.variances = [_variance(values) for values in zip(*(answer.values for answer in answers), strict=True)]
+        self.variances = [
+            comparing.variance(values) for values in zip(*(answer.values for answer in answers), strict=True)
+        ]
         if np.isnan(self.variances).all():
             raise InputError("the original answers with no finite numbers, so nothing can be compared with it")
         self.place, self.classes = _find_classes(answers, readings)
@@ -219,7 +216,9 @@ class _Expected:
         self.are_probabilities = (
             self.classes > 0
             and not reading.is_inside
-            and all(_are_probabilities(class_scores(a.values[self.place], a.samples, reading)) for a in answers)
+            and all(
+                comparing.are_probabilities(class_scores(a.values[self.place], a.samples, reading)) for a in answers
+            )
         )
 
 
@@ -270,7 +269,7 @@ def evaluate_model(
             classes = rows.shape[1]
             check_labels(data, classes, label_offset)
         assert answer.labels is not None
-        top1, top5 = _right(rows, answer.labels + label_offset)
+        top1, top5 = comparing.right(rows, answer.labels + label_offset)
         hits1, hits5, samples = hits1 + top1, hits5 + top5, samples + answer.samples
     return Scores(samples, hits1 / samples, hits5 / samples if classes > 5 else None)
 
@@ -310,97 +309,3 @@ def _find_classes(answers: Sequence[Answer], readings: Sequence[Reading]) -> tup
     rows = [_as_rows(answer.values[place], answer.samples, readings[place]) for answer in answers]
     counts = {0 if found is None else found.shape[1] for found in rows}
     return place, counts.pop() if len(counts) == 1 else 0
-
-
-def _best(scores: Array) -> Array:
-    """Name the best class of each row, -1 where a score is NaN."""
-    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
-
-
-def _right(scores: Array, labels: Array) -> tuple[int, int]:
-    """Count the labels that are the best class, and those among the five best."""
-    best = _best(scores)
-    five = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    within = (five == labels[:, None]).any(axis=1) & (best >= 0)
-    return int((best == labels).sum()), int(within.sum())
-
-
-def _are_probabilities(rows: Array) -> bool:
-    sums = rows.sum(axis=1, dtype=np.float64)
-    return bool((rows >= 0).all() and (np.abs(sums - 1) < ROUNDED).all())
-
-
-def _logits(rows: Array, are_probabilities: bool) -> Array:
-    return np.log(np.clip(rows, SMALLEST, 1)) if are_probabilities else rows
-
-
-def _log_softmax(logits: Array) -> Numbers:
-    shifted: Numbers = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
-
-
-def _divergences(wanted: Array, found: Array) -> Numbers:
-    """Give the Kullback-Leibler divergence of every row, in nats: the sum of p (log p - log q).
-
-    It is NaN where what is wanted is no distribution, infinite where what is found is none.
-    """
-    with np.errstate(invalid="ignore"):  # of infinite logits
-        p, q = _log_softmax(wanted), _log_softmax(found)
-        rows: Numbers = np.where(p > -np.inf, np.exp(p) * (p - q), 0).sum(axis=1)
-    rows[np.isnan(q).any(axis=1)] = np.inf
-    rows[np.isnan(p).any(axis=1)] = np.nan
-    return rows
-
-
-def _variance(values: Sequence[Any]) -> float:
-    """Give the variance of an output's numbers over all batches, 1 for integers.
-
-    Very small ones are raised (see `STEADY`, `ZERO`), so that rounding counts for nothing. NaN where the output is no
-    array, or has numbers of which none is finite.
-    """
-    if not all(isinstance(value, np.ndarray) for value in values):
-        return np.nan
-    if not is_float(values[0]) or not any(value.size for value in values):
-        return 1.0
-    count, total = 0, 0.0
-    for value in values:
-        finite = value[np.isfinite(value)]
-        count, total = count + finite.size, total + float(finite.sum(dtype=np.float64))
-    if not count:
-        return np.nan
-    mean = total / count
-    squares = sum(float(np.square(value[np.isfinite(value)].astype(np.float64) - mean).sum()) for value in values)
-    return max(squares / count, STEADY * mean**2, ZERO)
-
-
-def _deviations(wanted: Sequence[Any], found: Sequence[Any], variances: Sequence[float]) -> Numbers:
-    """Give the squared distance of every output for one batch, NaN where there is none."""
-    outputs = zip(wanted, found, variances, strict=True)
-    return np.array([np.nan if np.isnan(variance) else _deviation(a, b, variance) for a, b, variance in outputs])
-
-
-def _deviation(wanted: Array, found: object, variance: float) -> float:
-    if not isinstance(found, np.ndarray) or is_float(found) != is_float(wanted):
-        return 1.0
-    if _long_axes(found) != _long_axes(wanted):
-        return 1.0
-    found = found.reshape(wanted.shape)
-    if not wanted.size:
-        return 0.0
-    if not is_float(wanted):
-        return float(np.mean(wanted != found))
-    with np.errstate(invalid="ignore"):  # of infinite numbers
-        difference = found.astype(np.float64) - wanted
-    if not np.isfinite(difference).all():
-        given = np.isfinite(wanted)
-        if not np.isfinite(found[given]).all():
-            return np.inf
-        difference = difference[given]
-    return float(np.square(difference).sum()) / max(1, difference.size) / variance
-
-
-def _long_axes(values: Array) -> list[int]:
-    """Give the sizes of all axes that are longer than one; exporters differ in the others."""
-    return [size for size in values.shape if size != 1]

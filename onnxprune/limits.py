@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.attempt import Attempt
 from onnxprune.metrics import LATENCY, MEMORY
-from onnxprune.problem import Target
+from onnxprune.targets import Target
 
 NEAR = 0.05  # part of what was asked for; what is measured as close to it as that is right
 MOST = 2.0  # times that a limit moves at once

@@ -19,13 +19,14 @@ from onnxprune.journal import Entry, Journal
 from onnxprune.outputs import check_outputs
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared, Source, prepare
-from onnxprune.problem import FINE, Judging, Problem, parse_target
+from onnxprune.problem import FINE, Judging, Problem
 from onnxprune.progress import Progress, Quiet
 from onnxprune.runs import identity, name_of, take
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search.gnn_rl import LENGTH
 from onnxprune.search.greedy import descend
 from onnxprune.settings import CompressSettings, resolve
+from onnxprune.targets import parse_target
 
 if TYPE_CHECKING:
     from onnxprune.search.policy.environment import Episodes

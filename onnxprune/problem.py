@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ import numpy.typing as npt
 
 from onnxprune.channels import Channels, Group
 from onnxprune.depth import Depth
-from onnxprune.errors import InputError, TargetError
+from onnxprune.errors import TargetError
 from onnxprune.lossless import Lossless, nothing_lossless
-from onnxprune.metrics import LATENCY, MEMORY, Costs
+from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
+from onnxprune.targets import OPTIONS, Target
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -25,14 +25,6 @@ Counts = npt.NDArray[np.int64]
 ROWS = 256  # plans that are looked at together
 SLACK = 0.002  # of the original's cost: single steps are added until a target is as close as this
 CLOSE = 0.01  # of the original's cost: steps finer than asked for are added only where more than this is open
-OPTIONS = {"macs": "--flops", "params": "--params", LATENCY: "--latency", MEMORY: "--memory"}
-SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-UNITS = {
-    LATENCY: {"us": 1.0, "ms": 1e3, "s": 1e6},
-    MEMORY: {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
-}
-"""What absolute values of a metric are given in, where that is not `SCALE`."""
-EXAMPLES = {LATENCY: "5ms", MEMORY: "40MB"}
 
 
 @dataclass(frozen=True)
@@ -51,51 +43,6 @@ class Align:
 
 
 FINE = Align(8, 8)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A cost that the result must not exceed.
-
-    Attributes:
-        metric: name of a cost, see `Costs`.
-        limit: the most it may be, in the metric's own unit.
-        text: what the user asked for.
-    """
-
-    metric: str
-    limit: float
-    text: str
-
-
-def parse_target(metric: str, text: str, original: float) -> Target:
-    """Read a target: a fraction of the original (``0.3``, ``30%``) or an absolute value (``300M``).
-
-    Raises:
-        InputError: it is neither.
-    """
-    option, example = OPTIONS.get(metric, metric), EXAMPLES.get(metric, "300M")
-    units = {"%": 0.01, "": 1.0, **UNITS.get(metric, SCALE)}
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*|%)\s*", text.lower())
-    if match is None or match[2] not in units:
-        raise InputError(f"{option} {text}: give a fraction of the original such as 0.3, or a number such as {example}")
-    value, unit = float(match[1]), match[2]
-    is_share = unit == "%" or (not unit and (value < 1000 or metric in UNITS))
-    limit = value * units[unit]
-    if value <= 0:
-        raise InputError(f"{option} {text}: nothing can be kept of nothing; give a fraction above 0")
-    if is_share and limit > 1:
-        raise InputError(f"{option} {text}: a fraction is at most 1, an absolute value needs a unit such as {example}")
-    if math.isinf(limit):
-        raise InputError(
-            f"{option} {text}: this is no number; give a fraction such as 0.3, or a number such as {example}"
-        )
-    if not original:
-        raise InputError(
-            f"{option} {text}: the model has none at all; `onnxprune inspect` shows its costs, "
-            "and the input shape they are counted at"
-        )
-    return Target(metric, limit * original if is_share else limit, text.strip())
 
 
 Effort = Literal["probe", "quick", "full"]

@@ -22,13 +22,14 @@ from onnxprune.metrics import Costs
 from onnxprune.outputs import beside, write_results
 from onnxprune.plan import Plan, file_sha256
 from onnxprune.prepare import Source, prepare
-from onnxprune.problem import FINE, Align, Problem, parse_target
+from onnxprune.problem import FINE, Align, Problem
 from onnxprune.progress import Clock, Progress
 from onnxprune.records import Place, is_finished
 from onnxprune.reporting import Report
 from onnxprune.runs import Run, name_of
 from onnxprune.summary import summarise
 from onnxprune.surgery import cut
+from onnxprune.targets import parse_target
 from onnxprune.verify import verify, verify_repaired
 from onnxprune.weights import NOT_WEIGHTS, is_external, read
 

@@ -22,9 +22,10 @@ from onnxprune.evaluation import Scores
 from onnxprune.finish import points_lost
 from onnxprune.model import analyse
 from onnxprune.plan import Plan, to_json
-from onnxprune.problem import FINE, Align, parse_target
+from onnxprune.problem import FINE, Align
 from onnxprune.reporting import Report
 from onnxprune.surgery import cut
+from onnxprune.targets import parse_target
 
 SAMPLES = 300
 

@@ -22,10 +22,11 @@ from onnxprune.journal import Journal
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
-from onnxprune.problem import Align, Effort, Problem, Target
+from onnxprune.problem import Align, Effort, Problem
 from onnxprune.progress import Quiet
 from onnxprune.search import SearchSettings, find
 from onnxprune.settings import CompressSettings, parse_seconds, resolve
+from onnxprune.targets import Target
 
 
 class Told(Quiet):

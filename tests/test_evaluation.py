@@ -14,7 +14,7 @@ from cli_nets import CLASSES, IMAGE, Array, Draft, convs, run, write
 from onnx import ModelProto, NodeProto, numpy_helper
 from scipy.special import log_softmax, rel_entr, softmax
 
-from onnxprune import evaluation, runtime
+from onnxprune import comparing, evaluation, runtime
 from onnxprune.answers import MOST_SAMPLES, batch_size, find_readings
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Judge, Scores, class_scores, evaluate_model
@@ -299,7 +299,7 @@ def test_a_candidate_that_ends_otherwise_leaves_the_next_one_alone() -> None:
 def test_probabilities_of_zero_count_as_very_small_ones() -> None:
     x = np.array([[0.5, 0.5]], np.float32)
     found = judged(echo("N", 2), net("y = Mul (x, keep)", "float[N,C] y", "float[N,2] x", keep=np.float32([2, 0])), x)
-    assert found.kl == pytest.approx(0.5 * np.log(0.5 / 1) + 0.5 * np.log(0.5 / evaluation.SMALLEST), rel=1e-4)
+    assert found.kl == pytest.approx(0.5 * np.log(0.5 / 1) + 0.5 * np.log(0.5 / comparing.SMALLEST), rel=1e-4)
 
 
 def test_a_softmax_of_the_input_itself_is_looked_behind() -> None:

@@ -26,11 +26,12 @@ from onnxprune.judging import Candidates
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
-from onnxprune.problem import FINE, Align, Effort, Judging, Problem, Target, by_kind
+from onnxprune.problem import FINE, Align, Effort, Judging, Problem, by_kind
 from onnxprune.search import SearchSettings
 from onnxprune.search.greedy import WAYS, descend, search, sensitivities
 from onnxprune.statistics import collect
 from onnxprune.surgery import cut
+from onnxprune.targets import Target
 
 SINGLE = Align(1)
 

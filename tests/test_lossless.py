@@ -27,9 +27,10 @@ from onnxprune.lossless import Lossless, find_lossless
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
-from onnxprune.problem import Align, Problem, Target
+from onnxprune.problem import Align, Problem
 from onnxprune.settings import CompressSettings
 from onnxprune.surgery import cut
+from onnxprune.targets import Target
 from onnxprune.verify import verify_lossless
 
 TOLERANCE = 1e-5

@@ -20,7 +20,8 @@ from onnxprune.errors import InputError, TargetError
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import whole
-from onnxprune.problem import FINE, SLACK, Align, Problem, Target, describe_reason, parse_target, step_of
+from onnxprune.problem import FINE, SLACK, Align, Problem, describe_reason, step_of
+from onnxprune.targets import Target, parse_target
 
 
 def wide_convs() -> ModelProto:

@@ -17,8 +17,9 @@ from onnxprune.errors import TargetError
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
-from onnxprune.problem import FINE, Align, Problem, Target
+from onnxprune.problem import FINE, Align, Problem
 from onnxprune.search import SearchSettings, find, names
+from onnxprune.targets import Target
 
 SEARCHES = names()
 

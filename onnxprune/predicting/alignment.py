@@ -8,7 +8,8 @@ from onnxprune.channels import Channels
 from onnxprune.errors import TargetError
 from onnxprune.metrics import Costs
 from onnxprune.predicting.predictor import Predictor
-from onnxprune.problem import Align, Problem, Target
+from onnxprune.problem import Align, Problem
+from onnxprune.targets import Target
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3)  # of the MACs, at which plans are compared

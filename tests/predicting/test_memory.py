@@ -20,8 +20,8 @@ from onnxprune.metrics import MEMORY, Costs
 from onnxprune.model import Model, analyse
 from onnxprune.predicting import memory
 from onnxprune.predicting.device import Device
-from onnxprune.problem import parse_target
 from onnxprune.progress import Quiet
+from onnxprune.targets import parse_target
 
 MEGABYTE = 1e6
 WIDTHS = (256, 512, 256)

@@ -25,10 +25,11 @@ from onnxprune.predicting.device import Device
 from onnxprune.predicting.features import Features
 from onnxprune.predicting.predictor import Predictor
 from onnxprune.predicting.samples import Samples, draw
-from onnxprune.problem import Problem, parse_target
+from onnxprune.problem import Problem
 from onnxprune.profiling.intervals import Interval
 from onnxprune.progress import Progress
 from onnxprune.search import greedy
+from onnxprune.targets import parse_target
 
 IMAGE = (3, 8, 8)
 ORIGINAL = 10.0  # milliseconds
