@@ -83,8 +83,12 @@ class Multiple(click.ParamType[Any]):
 @click.option(
     "--policy-preset", default="default", show_default=True, help="For gnn_rl: default, or paper for it as published."
 )
-@click.option("--budget", default=100, show_default=True, help="Candidates the search may judge.")
-@click.option("--time-limit", metavar="TIME", help="Most that the search may take: 90 (seconds), 90s, 10m or 2h.")
+@click.option("--budget", default=100, show_default=True, help="Different candidates the search may judge.")
+@click.option(
+    "--time-limit",
+    metavar="TIME",
+    help="When the search ends: after 90 (seconds), 90s, 10m or 2h. Its three best plans are compared then.",
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same plan, if --align is given.")
 @click.option(
     "--criterion",

@@ -82,6 +82,7 @@ def export_model(
 @click.option("--epochs", type=int, help="Times that every image is seen; the network's recipe has a default.")
 @click.option("--seed", default=0, show_default=True, help="Draws the first weights, and everything else.")
 @click.option("--holdout", default=2000, show_default=True, help="Most images held out, to choose the best epoch by.")
+@click.option("--choose", default="best", show_default=True, help="The epoch written: best on those held out, or last.")
 @click.option("--run", type=click.Path(path_type=Path), help="Folder for checkpoints; OUTPUT.run by default.")
 @click.option("--resume", is_flag=True, help="Go on with the run that the folder holds.")
 @display.force_option
@@ -95,6 +96,7 @@ def train_model(
     epochs: int | None,
     seed: int,
     holdout: int,
+    choose: str,
     run: Path | None,
     resume: bool,
     force: bool,
@@ -109,7 +111,7 @@ def train_model(
     from onnxprune.models.recipes import recipe
     from onnxprune.training.settings import FinetuneSettings
 
-    asked = {**asdict(recipe(name)), "seed": seed, "holdout": holdout}
+    asked = {**asdict(recipe(name)), "seed": seed, "holdout": holdout, "choose": choose}
     if epochs is not None:
         asked["epochs"] = epochs
     out = output if output is not None else Path(f"{name}.onnx")

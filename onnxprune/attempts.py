@@ -196,6 +196,7 @@ class Attempts:
     def _search(self, align: Align) -> Attempt:
         asked, problem = self._settings, self._problem(align)
         problem.check_reachable()
+        problem.together = asked.workers
         if align is self._ladder[0]:
             self._recall(problem)
         course = Course(problem, asked.budget, asked.time_limit, self._seconds, self._progress)

@@ -43,7 +43,7 @@ class Course:
         self._text = ""
         self.found: set[bytes] = set()
         self.stopped = ""
-        problem.told = self._note
+        problem.told, problem.is_over = self._note, self._is_time_up
 
     def step(self, done: int, total: int) -> None:
         """Say how far the search is, and the best that it has found."""
@@ -51,11 +51,14 @@ class Course:
 
     def stop(self) -> bool:
         """Tell whether the search is to come to its end."""
-        if not self.stopped and self._limit is not None and self._seconds() >= self._limit:
+        if not self.stopped and self._is_time_up():
             self.stopped = TIME_IS_UP
         elif not self.stopped and self._judged - self._best_at >= self._patience:
-            self.stopped = f"none of the last {self._judged - self._best_at} plans was better"
+            self.stopped = f"none of the last {self._judged - self._best_at} plans that it tried was better"
         return bool(self.stopped)
+
+    def _is_time_up(self) -> bool:
+        return self._limit is not None and self._seconds() >= self._limit
 
     def _note(self, plan: Plan, score: float) -> None:
         self._judged += 1

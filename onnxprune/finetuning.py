@@ -24,7 +24,7 @@ from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import default_folder
 from onnxprune.reporting import versions
 from onnxprune.training import checkpoint
-from onnxprune.training.lesson import Lesson, train
+from onnxprune.training.lesson import Lesson, check_teacher, train
 from onnxprune.training.processes import Processes, processes
 from onnxprune.training.settings import FinetuneSettings, check
 from onnxprune.training.trainer import Result
@@ -107,9 +107,11 @@ def finetune(
     """
     path, out, teacher = Path(path), Path(out), None if teacher is None else Path(teacher)
     check(settings)
+    if settings.teacher_share != FinetuneSettings.teacher_share and teacher is None:
+        raise InputError("--teacher-share divides the loss with a teacher; give --teacher, or leave it out")
     if settings.hints and teacher is None:
         raise InputError("--hints compares with a teacher; give --teacher, or leave it out")
-    check_outputs(path, out, force, kinds=("report",))
+    check_outputs(path, out, force, kinds=("report",), read=(data, teacher, preprocess))
     folder = default_folder(out) if run is None else Path(run)
     with processes() as team:
         told = (progress or Quiet()) if team.is_first else Quiet()
@@ -118,6 +120,9 @@ def finetune(
             model = models.load(path, runtime.evaluate, shapes)
             taught = None if teacher is None else models.load(teacher, runtime.evaluate, shapes)
             check_apart(model, out)
+            if taught is not None:
+                check_teacher(model, taught)
+                check_apart(taught, out, "the teacher")
             samples = read_data(data, model, read_preprocess(preprocess))
             identity = {"model": file_sha256(path), "teacher": None if teacher is None else file_sha256(teacher)}
             lesson = divided(samples, model, taught, label_offset, identity, settings)
@@ -195,7 +200,8 @@ def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[s
     fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
     if fixed is not None and fixed != settings.batch:
         notes.append(
-            f"the model takes {fixed} samples at once, and so does a step; --batch is for models of a free batch"
+            f"the model takes {fixed} sample{'s' if fixed > 1 else ''} at once, and so does a step; --batch is for "
+            "models of a free batch"
         )
     return notes
 

@@ -24,8 +24,21 @@ def default_output(path: Path) -> Path:
     return Path(f"{path.name.removesuffix('.onnx')}.pruned.onnx")
 
 
-def check_outputs(path: Path, out: Path, force: bool, kinds: Sequence[str] = ("plan", "report")) -> None:
-    """Make sure that the results can be written before any work is done.
+def check_outputs(
+    path: Path,
+    out: Path,
+    force: bool,
+    kinds: Sequence[str] = ("plan", "report"),
+    read: Sequence[str | Path | None] = (),
+) -> None:
+    """Make sure that the results can be written before any work is done, and over nothing that is read.
+
+    Args:
+        path: the input model.
+        out: the file to write.
+        force: overwrite what exists.
+        kinds: of what is written beside it.
+        read: whatever else is read, such as samples; what is no file is left out.
 
     Raises:
         InputError: the folder is missing, or something is in the way.
@@ -36,20 +49,24 @@ def check_outputs(path: Path, out: Path, force: bool, kinds: Sequence[str] = ("p
         raise InputError(f"{out} is a folder; give a file name with -o")
     if path.exists() and out.exists() and path.samefile(out):
         raise InputError(f"-o {out} is the input model; choose another name")
-    for file in (out, models.data_file(out), *(beside(out, kind) for kind in kinds)):
+    files = (out, models.data_file(out), *(beside(out, kind) for kind in kinds))
+    for other in (Path(other) for other in read if other is not None):
+        if other.is_file() and any(file.exists() and file.samefile(other) for file in files):
+            raise InputError(f"-o {out} would overwrite {other}, which is read; choose another name")
+    for file in files:
         if file.exists() and not force:
             raise InputError(f"{file} exists; choose another -o or overwrite it with --force")
 
 
-def check_apart(model: Model, out: Path) -> None:
-    """Make sure that writing the result would not destroy the weights of the input model.
+def check_apart(model: Model, out: Path, whose: str = "the input model") -> None:
+    """Make sure that writing the result would not destroy the weights of the input model, or of another that is read.
 
     Raises:
         InputError: it would.
     """
     for file in data_files(model):
         if any(written.exists() and written.samefile(file) for written in (out, models.data_file(out))):
-            raise InputError(f"{file} holds the weights of the input model; choose another -o")
+            raise InputError(f"{file} holds the weights of {whose}; choose another -o")
 
 
 def write_results(path: Path, out: Path, attempt: Attempt, result: ModelProto, report: Report) -> None:

@@ -125,7 +125,8 @@ def resume(
 
 def _run(source: Source, out: Path, place: Place | None, force: bool, dry_run: bool, progress: Progress) -> Report:
     if not dry_run:
-        check_outputs(source.path, out, force or (place is not None and is_half_written(place.folder, out)))
+        may_overwrite = force or (place is not None and is_half_written(place.folder, out))
+        check_outputs(source.path, out, may_overwrite, read=(source.data, source.preprocess, source.settings.policy))
     with threadpool_limits(limits=runtime.BLAS_THREADS, user_api="blas"):
         if source.settings.steps > 1 and not dry_run:
             assert place is not None, "steps train, and that needs data"
@@ -317,7 +318,7 @@ def apply(
         VerifyError: the result is not what it must be; nothing is written.
     """
     path, plan, out = Path(path), Path(plan), Path(out)
-    check_outputs(path, out, force, kinds=())
+    check_outputs(path, out, force, kinds=(), read=(plan,))
     content = plans.read_plan(plan)
     models.read_file(path)
     if content.get("model_sha256") != plans.file_sha256(path):

@@ -59,13 +59,11 @@ class PolicyReport:
     """What training came to; gains are logarithms: 0.1 stands for an error 10 % smaller.
 
     Attributes:
-        policy: name of the file.
         rounds: for each round the mean gain of all episodes over the plans that they start from.
         own: for each network and share what the policy's own plan gains in the end.
         settings: how it was trained.
     """
 
-    policy: str
     rounds: list[float]
     own: dict[str, float]
     settings: dict[str, Any]
@@ -119,7 +117,8 @@ def train_policy(
             kept = None
             if run is not None:
                 kept = stack.enter_context(take(run / f"{name_of(identity(prepared))}.jsonl"))
-            episodes |= _episodes(prepared, settings.shares, kept, progress)
+            name = model.name if [other.name for other in models].count(model.name) == 1 else str(model)
+            episodes |= _episodes(prepared, name, settings.shares, kept, progress)
         progress.stage("explore")
         agent, how = agent or fresh(), Learning(rate=settings.rate)
         optimizer = optimizer_of(agent, how)
@@ -131,7 +130,7 @@ def train_policy(
         asked_for, rounds = {**asdict(settings), "models": [model.name for model in models]}, list[float]()
         for number in range(settings.rounds):
             rounds.append(_round(list(learners.values()), settings, number, progress))
-            report = PolicyReport(out.name, rounds, {}, asked_for)
+            report = PolicyReport(rounds, {}, asked_for)
             save(agent, out, asdict(report))  # what comes between the rounds loses one of them at most
         report = replace(report, own={name: _own_gain(learner) for name, learner in learners.items()})
     save(agent, out, asdict(report))
@@ -157,24 +156,27 @@ def _check(
         raise InputError("no networks to train on; name some .onnx files")
     if len(data) not in (1, len(models)):
         raise InputError(f"--data was given {len(data)} times for {len(models)} networks; give it once, or for each")
-    if not settings.shares or not all(0 < share < 1 for share in settings.shares):
-        raise InputError(f"--flops {', '.join(map(str, settings.shares))}: give shares between 0 and 1")
+    shares = [f"{share:g}" for share in settings.shares]
+    if not shares or not all(0 < share < 1 for share in settings.shares) or len(set(shares)) < len(shares):
+        raise InputError(f"--flops {', '.join(shares)}: give shares between 0 and 1, each once")
+    for model in models:
+        if [other.resolve() for other in models].count(model.resolve()) > 1:
+            raise InputError(f"{model} is named twice; name each network once")
     if settings.rounds < 1 or not 0 < settings.rate < 1:
         raise InputError(
             f"--rounds {settings.rounds}, --rate {settings.rate:g}: give at least one round, a rate below 1"
         )
     for model in models:
-        check_outputs(model, out, force, kinds=())
+        check_outputs(model, out, force, kinds=(), read=data)
 
 
 def _episodes(
-    prepared: Prepared, shares: Sequence[float], kept: BinaryIO | None, progress: Progress
+    prepared: Prepared, name: str, shares: Sequence[float], kept: BinaryIO | None, progress: Progress
 ) -> dict[str, Episodes]:
     """Make a place for episodes of a network at each share, from the ranking as it is."""
     from onnxprune.search.policy.environment import Episodes  # PyTorch takes seconds to load
 
     channels, found = prepared.lossless.channels, dict[str, Episodes]()
-    name = prepared.source.path.name
     if not channels.groups:
         raise InputError(f"{name} has nothing to prune; leave it out")
     statistics = prepared.statistics(progress)

@@ -76,7 +76,9 @@ class Problem:
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
         visited: plans that were judged, by what they keep of each group, with their scores.
-        told: hears of each plan that is judged, and of its score.
+        told: hears of each different plan that is judged, and of its score.
+        together: plans that are judged at once.
+        is_over: tells whether the time is used up; then no more of several plans are judged.
     """
 
     def __init__(
@@ -96,6 +98,9 @@ class Problem:
         self.judging = judging
         self.visited: dict[bytes, tuple[Plan, float]] = {}
         self.told: Callable[[Plan, float], None] = lambda plan, score: None
+        self.together = 1
+        self.is_over: Callable[[], bool] = lambda: False
+        self._asked: set[bytes] = set()
         self.lossless = nothing_lossless(channels) if lossless is None else lossless
         worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
         self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
@@ -277,15 +282,34 @@ class Problem:
         macs = float(self.costs.of(self.widths - gone)["macs"][0])
         return {"channels": int(gone.sum()), "macs": 1 - macs / max(self.original["macs"], 1)}
 
+    @property
+    def judged(self) -> int:
+        """How many different plans were judged."""
+        return len(self._asked)
+
     def scores(self, plans: Sequence[Plan]) -> list[float]:
-        """Judge plans, larger is better: by what they answer where there is data, else by what they keep."""
+        """Judge plans, larger is better: by what they answer where there is data, else by what they keep.
+
+        Where the time is used up after some of them, the others are infinitely bad, and count as not judged.
+        """
+        scores = list[float]()
+        for start in range(0, len(plans), self.together):
+            if start and self.is_over():
+                return scores + [-math.inf] * (len(plans) - start)
+            scores += self._judge(plans[start : start + self.together])
+        return scores
+
+    def _judge(self, plans: Sequence[Plan]) -> list[float]:
         if self.judging is None:
             scores = [self.kept_importance(plan) for plan in plans]
         else:
             scores = [-error for error in self.judging.errors(plans)]
         for plan, score in zip(plans, scores, strict=True):
-            self.visited[plan.counts.tobytes()] = plan, score
-            self.told(plan, score)
+            name = plan.counts.tobytes()
+            self.visited[name] = plan, score
+            if name not in self._asked:
+                self._asked.add(name)
+                self.told(plan, score)
         return scores
 
     def best(self, count: int) -> list[Plan]:

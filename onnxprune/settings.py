@@ -116,9 +116,10 @@ def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
     Raises:
         InputError: one does not, or needs data where there is none.
     """
+    has_policy = settings.policy is not None or settings.policy_preset != "default"
     chosen = replace(
         settings,
-        search=("greedy" if has_data else "uniform") if settings.search is None else settings.search,
+        search=settings.search or ("gnn_rl" if has_policy else "greedy" if has_data else "uniform"),
         criterion=("obs" if has_data else "l2") if settings.criterion is None else settings.criterion,
     )
     _check(chosen)
@@ -158,6 +159,8 @@ def _check(settings: CompressSettings) -> None:
         raise InputError("--policy-preset paper learns from nothing each time; leave --policy out")
     if settings.policy is not None and not Path(settings.policy).is_file():
         raise InputError(f"--policy {settings.policy}: no such file; make one with `onnxprune policy train`")
+    if settings.choose != CompressSettings.choose and not settings.finetune_epochs:
+        raise InputError(f"--choose {settings.choose} takes an epoch of training; give --finetune-epochs as well")
     if settings.budget < 1:
         raise InputError(f"--budget {settings.budget}: a search needs at least one candidate")
     if settings.time_limit is not None and not 0 < settings.time_limit < LONGEST:

@@ -255,6 +255,26 @@ def test_an_output_equal_to_the_input_is_refused_even_by_force(folder: Path, com
     assert files(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "output"),
+    [
+        (["compress", "model.onnx", "--flops", 0.5, "--data", "x.npy"], "x.npy"),
+        (["compress", "model.onnx", "--flops", 0.5, "--data", "x.npy"], "model.x.npy"),
+        (["finetune", "model.onnx", "--epochs", 1, "--data", "x.npy"], "x.npy"),
+        (["finetune", "model.onnx", "--epochs", 1, "--data", "x.npy", "--teacher", "big.onnx"], "big.onnx"),
+        (["apply", "model.onnx", "plan.json"], "plan.json"),
+    ],
+    ids=str,
+)
+def test_an_output_over_what_is_read_is_refused_even_by_force(folder: Path, words: list[Any], output: str) -> None:
+    for name in ("x.npy", "big.onnx", "plan.json"):
+        (folder / name).write_text("{}")
+    os.link("x.npy", "model.x.npy")
+    before = files(folder)
+    assert "would overwrite" in failed(2, *words, "-o", output, "--force")
+    assert files(folder) == before
+
+
 @pytest.mark.parametrize("command", ["compress", "apply"])
 def test_a_missing_output_folder_is_refused_before_any_work(folder: Path, command: str) -> None:
     (folder / "plan.json").write_text("{}")

@@ -155,7 +155,7 @@ def test_another_command_does_not_go_on_with_a_run(folder: Path) -> None:
     finetune(epochs=1)
     with pytest.raises(InputError, match="holds a run; go on with --resume"):
         finetune("other.onnx", run=Path("trained.run"))
-    with pytest.raises(InputError, match="holds a run with other settings"):
+    with pytest.raises(InputError, match="holds a run with other --epochs"):
         finetune("other.onnx", run=Path("trained.run"), resume=True, epochs=2)
     onnx.save(tasks.net(seed=3), "model.onnx")
     with pytest.raises(InputError, match="holds a run with other model"):
@@ -219,7 +219,7 @@ def test_a_fixed_batch_is_kept_whatever_is_held_out(folder: Path, size: int) -> 
     np.savez("data.npz", x=x, y=y)
     report = finetune(epochs=2)
     assert report.epochs[2]["holdout_loss"] < report.epochs[0]["holdout_loss"]
-    assert f"the model takes {size} samples at once" in report.notes[0]
+    assert f"the model takes {size} sample{'s' * (size > 1)} at once" in report.notes[0]
 
 
 def test_fewer_samples_than_a_fixed_batch_are_an_error(folder: Path) -> None:

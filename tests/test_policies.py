@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_files_that_are_no_policy_of_this_version_are_refused_with_what_to_do(fo
         (changed(good, features=[["width"]]), "other features"),
         (changed(good, shape={"width": 4}), "damaged"),
         (changed(good, shape={"sizes": [[5, 3]], "context": 6, "width": 8, "rounds": [1], "spread": 0.4}), "damaged"),
+        *((changed(good, shape=asdict(fresh().shape) | {"spread": spread}), "damaged") for spread in (np.nan, 1e9, 0)),
     ):
         with pytest.raises(InputError, match=text) as caught:
             load(path)
@@ -113,7 +115,7 @@ def test_with_a_budget_a_policy_is_a_start_and_its_own_plan_is_among_those_judge
 
 def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: Path) -> None:
     problem, best = hard(1)
-    with seeded(0) as generator:
+    with seeded(1) as generator:
         agent, how = fresh(), Learning()
         episodes = Episodes(problem, descend(problem), gnn_rl.LENGTH)
         learner = Learner(agent, episodes, how, generator, optimizer_of(agent, how))
@@ -172,6 +174,31 @@ def test_one_policy_is_trained_over_several_networks_and_a_seed_repeats_it(folde
     further = train_policy(models[:1], Path("3.safetensors"), FEW, data=["x.npy"], start=Path("1.safetensors"))
     assert Path("3.safetensors").read_bytes() != Path("1.safetensors").read_bytes()
     assert len(further.own) == 2
+
+
+def test_networks_whose_files_have_the_same_name_are_told_apart(folder: Path) -> None:
+    named = [Path("a/net.onnx"), Path("b/net.onnx")]
+    for path, build in zip(named, (convs, residual), strict=True):
+        path.parent.mkdir()
+        write(build(), path)
+    report = train_policy(named, Path("p.safetensors"), PolicySettings((0.5,), rounds=1), data=["x.npy"])
+    assert set(report.own) == {"a/net.onnx at 0.5", "b/net.onnx at 0.5"}
+
+
+def test_the_name_of_its_file_makes_no_policy_another(folder: Path) -> None:
+    for name in ("p", "q"):
+        train_policy([Path("convs.onnx")], Path(name), PolicySettings((0.5,), rounds=1), data=["x.npy"])
+    assert load(Path("p"))[1] == load(Path("q"))[1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_policy_of_values_that_are_no_numbers_is_damaged(folder: Path, value: float) -> None:
+    tensors = load_file(stored("p.safetensors"))
+    next(iter(tensors.values())).view(-1)[0] = value
+    with safe_open("p.safetensors", "pt") as file:
+        save_file(tensors, "q.safetensors", file.metadata())
+    with pytest.raises(InputError, match=r"damaged .*no finite numbers"):
+        load(Path("q.safetensors"))
 
 
 def test_training_that_is_interrupted_leaves_the_policy_of_the_last_round(
@@ -233,6 +260,9 @@ def test_training_with_a_folder_goes_on_to_the_same_policy_and_judges_nothing_tw
     ("given", "text"),
     [
         ({"models": []}, "no networks"),
+        ({"models": [Path("convs.onnx"), Path("./x/../convs.onnx")]}, "named twice"),
+        ({"out": Path("x.npy"), "force": True}, "would overwrite x.npy"),
+        ({"settings": PolicySettings(shares=(0.5, 0.5000001))}, "each once"),
         ({"data": ["x.npy", "x.npy"]}, "2 times for 1 networks"),
         ({"settings": PolicySettings(shares=(1.5,))}, "between 0 and 1"),
         ({"settings": PolicySettings(rounds=0)}, "--rounds 0"),

@@ -18,12 +18,12 @@ from test_greedy import Judged, channels_of, hurts, problem_of
 
 from onnxprune.plan import Plan
 from onnxprune.problem import FINE, Align, Problem
-from onnxprune.search import SearchSettings, evolution, gnn_rl
+from onnxprune.search import SearchSettings, evolution, find, gnn_rl
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import batch
 from onnxprune.search.policy.environment import CONTEXT, Episodes, PruningEnv
-from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
+from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.space import Space
 
 NETS = (convs, residual, branches)
@@ -225,11 +225,15 @@ def hard(seed: int) -> tuple[Problem, float]:
     return problem, float(np.log(error(start) / error(best)))
 
 
-def played(problem: Problem, seed: int, rate: float) -> float:
-    """Let an agent play 10 batches, and give what its most likely actions gain in the end."""
-    episodes = Episodes(problem, start_of(problem), 2)
+def played(problem: Problem, seed: int, rate: float, has_own: bool = True) -> float:
+    """Let an agent play 10 batches, and give what its most likely actions gain in the end.
+
+    Without corrections of the network's own all that it learns is in the weights that look at the graph.
+    """
+    episodes, how = Episodes(problem, start_of(problem), 2), Learning(rate=rate, own_rate=30 * rate)
     with seeded(seed) as generator:
-        learner = Learner(fresh(), episodes, Learning(rate=rate, own_rate=30 * rate), generator)
+        agent = fresh()
+        learner = Learner(agent, episodes, how, generator, None if has_own else optimizer_of(agent, how))
         for _ in range(10):
             steps, ends = learner.play(8)
             learner.learn(steps, ends, episodes.rewards([problem.plan(end.counts) for end in ends]))
@@ -297,12 +301,46 @@ def test_to_think_judges_nothing_and_brings_an_agent_to_what_it_knows() -> None:
     assert after > before + 0.7 * (possible - before)
 
 
+@pytest.mark.parametrize("has_own", [True, False])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_an_agent_solves_what_an_agent_without_gradients_does_not(seed: int) -> None:
+def test_an_agent_solves_what_an_agent_without_gradients_does_not(seed: int, has_own: bool) -> None:
     problem, best = hard(seed)
     assert best > 0.1
-    assert played(problem, seed, Learning().rate) > 0.5 * best
-    assert played(problem, seed, 0.0) < 0.3 * best
+    assert played(problem, seed, Learning().rate, has_own) > 0.5 * best
+    assert played(problem, seed, 0.0, has_own) < 0.3 * best
+
+
+def test_a_plan_that_an_agent_comes_to_again_is_learnt_from_once() -> None:
+    problem, _ = hard(1)
+    space = Space(problem, start_of(problem))
+    plans = [space.counts(np.random.default_rng(seed).normal(0, 0.5, len(space.start))) for seed in range(6)]
+    rewards, once, often = np.arange(6.0), Credit(space), Credit(space)
+    once.add(plans, rewards)
+    for _ in range(3):
+        often.add([*plans, plans[0]], np.append(rewards, rewards[0]))
+    np.testing.assert_array_equal(often.weights, once.weights)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_where_widths_come_in_large_steps_actions_are_drawn_more_widely(seed: int) -> None:
+    found = []
+    for wider in (1.0, Learning().wider):
+        problem = problem_of(channels_of(convs((32,) * 6)), Align(8), judging=Judged(), macs=0.4)
+        with seeded(seed) as generator:
+            learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(wider=wider), generator)
+            for _ in range(8):
+                learner.practise(8)
+        found.append(problem.judged)
+    assert found[1] > 2 * found[0]
+
+
+@pytest.mark.parametrize("name", ["gnn_rl", "evolution", "random"])
+def test_a_search_ends_where_no_plan_is_left_that_it_does_not_know(name: str) -> None:
+    problem = problem_of(channels_of(convs((8, 8))), Align(4), judging=Judged(), macs=0.5)
+    _, told = run(find(name), problem, 300)
+    assert isinstance(problem.judging, Judged)
+    assert max(told) < 20
+    assert problem.judged == len({plan.counts.tobytes() for plan, _ in problem.judging.full})
 
 
 def run(search: Any, problem: Problem, budget: int = 60, seed: int = 0) -> tuple[Plan, list[int]]:

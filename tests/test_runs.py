@@ -560,7 +560,7 @@ def test_time_that_was_spent_before_an_interrupt_counts(interrupted: Path) -> No
     Path("kept", runs.JUDGED).write_bytes(to_lines(spent))
     passed("compress", "model.onnx", "--resume", "--run", "kept")
     assert report()["search"]["stopped"] == TIME_IS_UP
-    assert report()["search"]["seconds"] > 3600
+    assert report()["search"]["seconds"] >= 3600
     passed(*SEARCH, "--time-limit", "30m", "-o", "small.onnx", "--run", "kept", "--force")
     assert report()["search"]["seconds"] < 1800  # another run has time of its own
 
@@ -626,7 +626,7 @@ def test_workers_are_asked_for_as_many_plans_as_there_are(folder: Path, monkeypa
     [
         (["--data", "images.npy"], "model, another samples, another --shape"),
         (["--data", "other.npy"], "samples"),
-        (["--seed", 1], "samples, another --seed"),
+        (["--seed", 1], "--seed"),
         (["--repair", "bn"], "--repair"),
         (["--label-offset", 1], "--label-offset"),
         (["--keep", "fc1"], "--keep"),

@@ -89,8 +89,8 @@ def test_every_search_tells_how_far_it_is_and_stays_within_its_budget(name: str)
     _, told = run(name, problem_of(convs(), macs=0.5), budget=9)
     assert told
     assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert {total for _, total in told} == {told[-1][0]}
-    assert 1 <= told[0][0] <= told[-1][0] <= 9
+    (total,) = {total for _, total in told}
+    assert 1 <= told[0][0] <= told[-1][0] <= total <= 9  # less where no plan is left that it does not know
 
 
 def test_uniform_keeps_the_same_share_of_every_group() -> None:

@@ -17,7 +17,7 @@ class SearchSettings:
     """What every search obeys.
 
     Attributes:
-        budget: how many candidates it may judge.
+        budget: how many candidates it may judge; one that it comes to again costs nothing.
         seed: same seed, same result.
         stop: tells whether it is to come to its end, with the best that it has; asked between candidates.
         policy: file of the policy that a search starts from, where it has one; None: it knows nothing.
@@ -30,6 +30,9 @@ class SearchSettings:
     policy: Path | None = None
     preset: str = "default"
 
+
+IDLE = 10  # times in a row that a search comes to no plan that is new: then it has seen what it can
+TOGETHER = 8  # plans that a search asks for at once
 
 PRESETS = ("default", "paper")
 """How `gnn_rl` plays and learns: as here, or as it was published."""

@@ -8,11 +8,10 @@ import numpy as np
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
-from onnxprune.search import Progress, SearchSettings
+from onnxprune.search import IDLE, TOGETHER, Progress, SearchSettings
 from onnxprune.search.greedy import warm_start
 from onnxprune.search.policy.space import Space
 
-TOGETHER = 8  # plans that are judged together
 SPREAD = 0.4  # of the first corrections, logarithms of what the price of a group's channels is multiplied by
 
 
@@ -26,12 +25,14 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     options = {"seed": settings.seed + 1, "popsize": TOGETHER, "verbose": -9}  # of 0 it makes a seed of its own
     # It knows no space of one dimension; a second one that changes nothing does no harm.
     evolved = cma.CMAEvolutionStrategy(np.zeros(max(size, 2)), SPREAD, options)
-    while used < settings.budget and not settings.stop():
-        drawn = evolved.ask()
+    idle = 0
+    while used < settings.budget and idle < IDLE and not settings.stop():
+        drawn, known = evolved.ask(), problem.judged
         number = min(len(drawn), settings.budget - used)
         scores = problem.scores([space.plan(np.asarray(x[:size])) for x in drawn[:number]])
-        used += number
-        progress(used, settings.budget)
+        used, idle = used + problem.judged - known, idle + 1 if problem.judged == known else 0
+        if not idle:
+            progress(used, settings.budget)
         if number < len(drawn):
             break  # it learns from whole generations only
         evolved.tell(drawn, [-score if np.isfinite(score) else 1e30 for score in scores])

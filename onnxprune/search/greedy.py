@@ -21,7 +21,6 @@ POWERS = (0.5, 1.0)  # how far these measures are trusted
 WAYS = 2 + len(POWERS)  # plans that are judged in the end
 WARM = 0.5  # of the budget that the plan which another search starts from may take
 AHEAD = 8  # steps of a group that may be taken at once
-TOGETHER = 8  # plans that are judged together, by as many workers as there are
 
 
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
@@ -91,10 +90,10 @@ def sensitivities(
             probes[int(group)] = (problem.plan(counts), added)
     ratios = np.full(len(problem.widths), np.nan)
     groups = list(probes)
-    for start in range(0, len(groups), TOGETHER):
+    for start in range(0, len(groups), problem.together):
         if stop():
             break
-        part = groups[start : start + TOGETHER]
+        part = groups[start : start + problem.together]
         errors = problem.judging.errors([probes[group][0] for group in part], effort="probe")
         for group, error in zip(part, errors, strict=True):
             ratios[group] = max(error, 0) / probes[group][1]

@@ -14,6 +14,7 @@ from onnxprune import runtime
 from onnxprune.answers import Reading
 from onnxprune.data import Data, check_labels, feeds
 from onnxprune.errors import InputError, VerifyError
+from onnxprune.inputs import model_inputs
 from onnxprune.model import Model
 from onnxprune.progress import Progress
 from onnxprune.training import normalizing
@@ -78,6 +79,8 @@ def train(
     result = Trainer(task, settings, folder, team, progress).run(resume)
     if not team.is_first:
         return model.proto, result
+    if not result.chosen:
+        return model.proto, result
     with torch.no_grad():
         for name, values in result.weights.items():
             task.model.tensor(name).copy_(values)
@@ -95,7 +98,12 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
         InputError: there is not, or too few samples, or labels are not among the classes.
     """
     model, train = lesson.model, lesson.train
-    readings = float_readings(model)
+    readings = _readings(model)
+    takes_images = any(given.channel_axis is not None for given in train.inputs)
+    if not takes_images and (settings.cutout or settings.augment in ("small", "imagenet")):
+        raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
+    if train.y is None and lesson.teacher is not None and not settings.teacher_share:
+        raise InputError("without labels, --teacher-share 0 leaves nothing to learn; leave it out")
     scored = classifier(model, readings)
     if lesson.teacher is not None and (settings.teacher_share == 1 or scored is None):
         train = replace(train, y=None)
@@ -112,12 +120,28 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     return lesson
 
 
-def check_runs(model: Model, data: Data) -> None:
-    """Make sure that PyTorch can run a model.
+def _readings(model: Model) -> list[Reading]:
+    """Find what can be learnt from.
 
     Raises:
-        InputError: it holds an operator that has no function.
+        InputError: nothing.
     """
+    found = float_readings(model)
+    if not found:
+        raise InputError(
+            "the model gives whole numbers only, which tell training no direction; give it with the scores as an "
+            "output, before an ArgMax for example"
+        )
+    return found
+
+
+def check_runs(model: Model, data: Data) -> None:
+    """Make sure that PyTorch can run a model, and that there is something to learn.
+
+    Raises:
+        InputError: it holds an operator that has no function, or gives whole numbers only.
+    """
+    _readings(model)
     feed = next(feeds(data, model, most=2))
     with torch.no_grad():
         Executor(model.proto, model.folder).eval()(*(torch.from_numpy(x) for x in feed.values()))
@@ -148,17 +172,17 @@ def check_same(trained: ModelProto, task: Task, model: Model) -> None:
 
 def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Task:
     model, teacher = lesson.model, lesson.teacher
-    readings, taught = float_readings(model), None
+    readings, taught = _readings(model), None
     inner, theirs = list[str](), list[str]()
     if teacher is not None:
-        pairs = [_pair(a, b) for a, b in zip(readings, float_readings(teacher), strict=False)]
+        pairs = [_pair(a, b) for a, b in zip(readings, _readings(teacher), strict=False)]
         readings, theirs = [a for a, _ in pairs], [b.tensor for _, b in pairs]
         inner = _inner(model, teacher) if settings.hints else []
         taught = Executor(teacher.proto, teacher.folder, [*theirs, *inner], settings.compiled)
     names = [reading.tensor for reading in readings]
     executor = Executor(started, model.folder, [*names, *inner], settings.compiled)
     if taught is not None:
-        _check_teacher(lesson, executor, taught, list(zip(names, theirs, strict=True)))
+        _check_answers(lesson, list(zip(names, theirs, strict=True)))
     loss = Loss(
         classifier(model, readings),
         lesson.label_offset,
@@ -177,18 +201,29 @@ def _pair(ours: Reading, theirs: Reading) -> tuple[Reading, Reading]:
     return (ours, theirs) if alike else (ours.outside, theirs.outside)
 
 
-def _check_teacher(lesson: Lesson, model: Executor, taught: Executor, pairs: list[tuple[str, str]]) -> None:
+def check_teacher(model: Model, teacher: Model) -> None:
+    """Make sure that a teacher can be asked what the model is asked.
+
+    Raises:
+        InputError: it takes other inputs.
+    """
+    ours, theirs = model_inputs(model), model_inputs(teacher)
+    one, other = (", ".join(f"{x.name} ({x.dtype})" for x in inputs) for inputs in (ours, theirs))
+    if one != other:
+        raise InputError(f"the teacher takes {other}, the model {one}; give a teacher of the same inputs in that order")
+    batches = [found.fixed_batch(ours[0].name) for found in (teacher, model)]
+    if batches[0] not in (None, batches[1]):
+        given, wanted = ("any number of samples" if size is None else f"samples by {size}" for size in batches)
+        raise InputError(f"the teacher takes {given}, the model {wanted}; give a teacher that takes any number")
+
+
+def _check_answers(lesson: Lesson, pairs: list[tuple[str, str]]) -> None:
     """Make sure that a teacher speaks of the same things.
 
     Raises:
-        InputError: it takes other inputs or gives other outputs.
+        InputError: it gives other outputs.
     """
     assert lesson.teacher is not None
-    if model.inputs != taught.inputs:
-        raise InputError(
-            f"the teacher takes the inputs {', '.join(taught.inputs)}, the model {', '.join(model.inputs)}; give a "
-            "teacher of the same inputs in the same order"
-        )
     for ours, theirs in pairs:
         one, other = lesson.model.shapes.get(ours), lesson.teacher.shapes.get(theirs)
         if one is not None and other is not None and one[1:] != other[1:]:

@@ -23,7 +23,7 @@ from onnxprune import runtime
 from onnxprune.linear import by_group
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
-from onnxprune.training.sharing import writable, write
+from onnxprune.training.sharing import Unshared, writable, write
 from onnxprune.weights import Array, read
 
 Floats = npt.NDArray[np.float64]
@@ -131,7 +131,7 @@ def _put_behind(result: ModelProto, norm: Norm, moments: tuple[Floats, Floats], 
     values = {"scale": scale, "shift": mean, "mean": (mean - bias) * gain, "variance": variance}
     names = [norm.parameter(kind) for kind in PARAMETERS]
     result.graph.initializer.extend(
-        numpy_helper.from_array(values[kind].astype(bias.dtype), name)
+        numpy_helper.from_array(values[kind].astype(np.float32), name)  # a variance is too large for half precision
         for kind, name in zip(PARAMETERS, names, strict=True)
     )
     result.graph.node.append(
@@ -155,12 +155,13 @@ def fold(trained: ModelProto, original: ModelProto, folder: Path, norms: Iterabl
         folder: where external data lies.
         norms: what was put in.
     """
-    result = ModelProto()
-    result.CopyFrom(original)
+    unshared = Unshared(original)  # as in training: vectors that were one may have become several
+    result = unshared.proto
     ours, theirs = writable(result), writable(trained)
     for name, tensor in ours.items():
-        if name in theirs:
-            write(tensor, read(theirs[name], folder), folder)
+        source = name if name in theirs else unshared.originals.get(name, name)
+        if source in theirs:
+            write(tensor, read(theirs[source], folder), folder)
     for norm in norms:
         scale, shift, mean, variance = (read(theirs[norm.parameter(k)], folder).astype(np.float64) for k in PARAMETERS)
         gain = scale / np.sqrt(variance + EPSILON)
@@ -168,6 +169,7 @@ def fold(trained: ModelProto, original: ModelProto, folder: Path, norms: Iterabl
         weight = read(theirs[norm.weight], folder).astype(np.float64)
         write(ours[norm.weight], weight * _by_output(gain, weight, node), folder)
         write(ours[norm.bias], shift - mean * gain, folder)
+    unshared.rejoin(result)
     return result
 
 

@@ -15,9 +15,9 @@ from onnxprune.weights import Array, read
 
 
 class Unshared:
-    """A copy of a model in which every node has small parameters of its own.
+    """A copy of a model in which every layer has small parameters of its own.
 
-    Larger weights that several nodes read are one weight, and stay so.
+    Larger weights that several nodes read are one weight, and stay so, and so does what these nodes read besides.
 
     Args:
         original: the model; it stays as it is.
@@ -34,26 +34,29 @@ class Unshared:
         self._before: dict[tuple[int, int], str] = {}  # what a node read in place of a copy
         graph = self.proto.graph
         small = {t.name: t for t in graph.initializer if is_vector(t.dims) and np.prod(t.dims) > 1}
+        large = {name for name, tensor in writable(self.proto).items() if not is_vector(tensor.dims)}
         root = {name: name for name in small}
-        places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        places: dict[str, dict[tuple[object, ...], list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
         for index, node in enumerate(graph.node):
             if node.op_type == "Identity" and is_default_domain(node.domain) and node.input[0] in root:
                 root[node.output[0]] = root[node.input[0]]
                 continue
             for position, name in enumerate(node.input):
                 if name in root:
-                    places[root[name]].append((index, position))
+                    layer = tuple(weight for weight in node.input if weight in large) or index
+                    places[root[name]][layer, position].append((index, position))
         taken = {name for node in every_node(graph) for name in (*node.input, *node.output)}
         taken |= {entry.name for entry in (*graph.initializer, *graph.input)}
         for name, found in places.items():
-            for number, (index, position) in enumerate(found[1:], start=1):
+            for number, layer_places in enumerate(list(found.values())[1:], start=1):
                 new = f"{name}_{number}"
                 while new in taken:
                     new += "_"
                 taken.add(new)
                 self.originals[new] = name
-                self._before[index, position] = graph.node[index].input[position]
-                graph.node[index].input[position] = new
+                for index, position in layer_places:
+                    self._before[index, position] = graph.node[index].input[position]
+                    graph.node[index].input[position] = new
                 graph.initializer.add().CopyFrom(small[name])
                 graph.initializer[-1].name = new
                 if self.proto.ir_version < 4:  # older files list their initializers as inputs too

@@ -34,6 +34,7 @@ NOTHING_BETTER = (
     "Samples that the model was trained on before cannot tell, since it knows them by heart: {} takes the last epoch"
 )
 
+LOWER = "a lower --rate may help"
 EVALUATED = 256  # samples of the hold-out that run together
 CHECKED = 50  # steps between looks at whether the loss is finite; all processes look together
 
@@ -110,7 +111,7 @@ class Trainer:
             raise InputError(f"a step of {self.batch} samples does not divide among {team.count} processes")
         if self.batch == team.count and _normalises(self.model):
             raise InputError(
-                "a step of one sample a process is no batch to normalise by; give more samples, or --norms keep"
+                "a step of one sample a process is no batch to normalise by; give a larger --batch, or --norms keep"
             )
         if not list(self.model.parameters()):
             raise InputError("the model holds no float weights to train; train it before it is quantised")
@@ -140,9 +141,12 @@ class Trainer:
         for epoch in range(start + 1, self.settings.epochs + 1):
             loss = self._epoch(epoch)
             if not math.isfinite(loss):
-                stopped = f"the loss was not finite in epoch {epoch}, so training ended there; a lower --rate may help"
+                stopped = f"the loss was not finite in epoch {epoch}, so training ended there; {LOWER}"
                 break
             score = self._evaluated(epoch, loss)
+            if not math.isfinite(score[1]) and math.isfinite(best[1]):
+                stopped = f"the model's answers were not finite after epoch {epoch}, so training ended there; {LOWER}"
+                break
             if score > best or math.isnan(best[1]):
                 best, best_epoch = score, epoch
                 self._save_best(epoch)
@@ -304,7 +308,7 @@ class Trainer:
     def _taken(self, state: dict[str, Any]) -> tuple[tuple[float, float], int, int]:
         """Go on from a state."""
         if state["identity"] != self._identity:
-            changed = [name for name, value in self._identity.items() if state["identity"].get(name) != value]
+            changed = _changed(state["identity"], self._identity)
             raise InputError(
                 f"{self.folder} holds a run with other {', '.join(changed)}; give the command it began with, "
                 "or another --run"
@@ -315,6 +319,16 @@ class Trainer:
         self.rows = state["rows"]
         best, also = state["best"]
         return (best, also), state["best_epoch"], state["epoch"]
+
+
+def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Name what differs between two runs; settings by their options."""
+    changed = [name for name, value in ours.items() if theirs.get(name) != value]
+    if "settings" not in changed:
+        return changed
+    before = theirs.get("settings", {})
+    options = [f"--{n.replace('_', '-')}" for n, value in ours["settings"].items() if before.get(n) != value]
+    return [name for name in changed if name != "settings"] + options
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

@@ -108,24 +108,26 @@ def test_trained_numbers_are_written_where_they_were() -> None:
 
 
 def biases_shared() -> ModelProto:
-    """Two convolutions that share a bias, one of them through an alias, and their weight, which is one."""
+    """Two convolutions that share a bias, one of them through an alias; the second layer is used again."""
     b = Builder()
-    weight, bias = b.weight(4, 4, 1, 1), b.vector(4)
-    x = b.node("Conv", b.input("N", 4, 3, 3), weight, bias)
-    y = b.node("Conv", x, weight, b.node("Identity", bias))
-    return b.done(b.node("Relu", y))
+    first, second, bias = b.weight(4, 4, 1, 1), b.weight(4, 4, 1, 1), b.vector(4)
+    x = b.node("Conv", b.input("N", 4, 3, 3), first, bias)
+    y = b.node("Conv", x, second, b.node("Identity", bias))
+    z = b.node("Conv", y, second, bias)
+    return b.done(b.node("Relu", z))
 
 
-def test_a_bias_that_exporters_merged_is_trained_for_each_layer_and_a_shared_weight_as_one() -> None:
+def test_a_bias_that_exporters_merged_is_trained_for_each_layer_and_that_of_a_layer_used_twice_as_one() -> None:
     model, x = biases_shared(), data(2, 4, 3, 3)
     executor = Executor(model, Path())
-    assert len(list(executor.parameters())) == 3
+    assert len(list(executor.parameters())) == 4
     assert executor.model() == model
     with torch.no_grad():
-        list(executor.parameters())[2].add_(1)
+        list(executor.parameters())[3].add_(1)
     written = executor.model()
     onnx.checker.check_model(written, full_check=True)
-    assert len(written.graph.initializer) == 3
+    assert len(written.graph.initializer) == 4
+    assert written.graph.node[-2].input[2] == written.graph.node[-3].input[2] != model.graph.node[0].input[2]
     np.testing.assert_allclose(expected(written, x)[0], run(executor, x)[0], rtol=1e-5, atol=1e-5)
 
 

@@ -35,6 +35,7 @@ class Credit:
         weights = np.exp(self._before)
         self._scale = weights / max(float(space.lost(space.start[None])[0] @ weights), 1e-300)
         self._lost, self._rewards = np.empty((0, groups)), np.empty(0)
+        self._seen: set[bytes] = set()
         self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])
 
     @property
@@ -51,9 +52,17 @@ class Credit:
         return np.asarray(self._before + self._found[:-2])
 
     def add(self, plans: Sequence[Counts], rewards: Floats) -> None:
-        """Take more episodes into the fit: the channels per group that each came to, and its reward."""
-        self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)) * self._scale])
-        self._rewards = np.concatenate([self._rewards, rewards])
+        """Take more episodes into the fit: the channels per group that each came to, and its reward.
+
+        A plan counts once, however often a search comes to it.
+        """
+        new = {plan.tobytes(): at for at, plan in enumerate(plans) if plan.tobytes() not in self._seen}
+        if not new:
+            return
+        self._seen |= new.keys()
+        rows = list(new.values())
+        self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)[rows]) * self._scale])
+        self._rewards = np.concatenate([self._rewards, rewards[rows]])
         self._found = least_squares(self._wrong, self._found, self._slopes, method="trf", max_nfev=50).x
 
     def expected(self, plans: Counts) -> Floats:

@@ -34,6 +34,8 @@ class Learning:
         value: weight of the critic's error.
         entropy: weight of the spread of actions.
         norm: most that the norm of all gradients may be.
+        new: least share of a batch's plans that is to be new; where fewer are, actions are drawn more widely.
+        wider: how much more.
         thoughts: further actions that are tried in each state, by the model of `Credit` alone.
     """
 
@@ -47,6 +49,8 @@ class Learning:
     value: float = 0.5
     entropy: float = 1e-3
     norm: float = 1.0
+    new: float = 0.5
+    wider: float = 1.5
     thoughts: int = 16
 
 
@@ -104,6 +108,7 @@ class Learner:
         self.agent, self.episodes, self.how, self._generator = agent, episodes, how, generator
         self.own = torch.zeros(episodes.groups, requires_grad=optimizer is None)
         self._credit = Credit(episodes.space)
+        self._wider = 1.0
         self._optimizer = optimizer or optimizer_of(agent, how, [self.own])
 
     def play(self, number: int, *, likely: int = 0) -> tuple[list[Step], list[State]]:
@@ -132,11 +137,15 @@ class Learner:
         """Play some episodes, let their plans be judged and learn from that; returns their rewards.
 
         Once there is something learned, one of them is not drawn: where groups are many, what is drawn is nearly always
-        worse than what it is drawn around.
+        worse than what it is drawn around. Where widths come in large steps, small corrections lead to plans that are
+        known, so actions are drawn more widely until enough plans are new.
         """
         steps, ends = self.play(number, likely=int(self._credit.is_known))
+        known = self.episodes.problem.judged
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
         self.learn(steps, ends, rewards)
+        is_new_enough = self.episodes.problem.judged - known >= self.how.new * number
+        self._wider = max(1.0, self._wider / self.how.wider) if is_new_enough else self._wider * self.how.wider
         return rewards
 
     def recall(self, plans: Sequence[Plan]) -> Floats:
@@ -156,7 +165,7 @@ class Learner:
         levels = batch([self.episodes.graph(state) for state in states])
         context = torch.from_numpy(np.stack([self.episodes.context(state) for state in states])).float()
         with torch.no_grad():
-            said = self.agent(levels, context, self.own.repeat(len(states)))
+            said = self.agent(levels, context, self.own.repeat(len(states)), self._wider)
             noise = torch.randn(said.mean.shape, generator=self._generator)
             noise[: likely * self.episodes.groups] = 0
             raw = said.mean + said.spread * noise
@@ -238,7 +247,7 @@ class Learner:
         return advantages, advantages + torch.stack([step.said.value for step in steps])
 
     def _loss(self, played: Step, raw: Tensor, old: Tensor, advantage: Tensor, expected: Tensor) -> Tensor:
-        said = self.agent(played.levels, played.context, self.own.repeat(len(expected)))
+        said = self.agent(played.levels, played.context, self.own.repeat(len(expected)), self._wider)
         ratio = torch.exp(said.log_prob(raw) - old)
         clipped = ratio.clamp(1 - self.how.clip, 1 + self.how.clip)
         gain = torch.minimum(ratio * advantage, clipped * advantage).mean()

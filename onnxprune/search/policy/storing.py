@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from onnxprune.errors import InputError
 from onnxprune.files import aside
-from onnxprune.search.policy.agent import Agent, Shape
+from onnxprune.search.policy.agent import MOST_SPREAD, Agent, Shape
 from onnxprune.search.policy.environment import CONTEXT
 from onnxprune.stages import FEATURES
 
@@ -55,6 +55,8 @@ def load(path: Path) -> tuple[Agent, dict[str, Any]]:
     try:
         agent = Agent(_shape(told["shape"]))
         agent.load_state_dict(tensors)
+        if not all(bool(values.isfinite().all()) for values in agent.state_dict().values()):
+            raise ValueError("it holds values that are no finite numbers")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--policy {path} is damaged ({reason}); train it again") from error
@@ -71,6 +73,7 @@ def _shape(told: Mapping[str, Any]) -> Shape:
     sizes = tuple((int(nodes), int(edges)) for nodes, edges in told["sizes"])
     rounds = tuple(int(number) for number in told["rounds"])
     shape = Shape(sizes, int(told["context"]), int(told["width"]), rounds, float(told["spread"]))
-    if not (len(sizes) == len(rounds) <= 16 and 0 < shape.width <= 4096 and max(rounds) <= 64):
+    is_sane = len(sizes) == len(rounds) <= 16 and 0 < shape.width <= 4096 and max(rounds) <= 64
+    if not is_sane or not 0 < shape.spread <= MOST_SPREAD:
         raise ValueError("an agent of such a shape makes no sense")
     return shape
