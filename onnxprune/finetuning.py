@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,7 @@ def finetune(
         raise InputError("--hints compares with a teacher; give --teacher, or leave it out")
     check_outputs(path, out, force, kinds=("report",), read=(data, teacher, preprocess))
     folder = default_folder(out) if run is None else Path(run)
-    with processes() as team:
+    with processes() as team, ExitStack() as stack:
         told = (progress or Quiet()) if team.is_first else Quiet()
         clock = Clock(told)
         with clock.stage("load"):
@@ -126,7 +128,7 @@ def finetune(
             samples = read_data(data, model, read_preprocess(preprocess))
             identity = {"model": file_sha256(path), "teacher": None if teacher is None else file_sha256(teacher)}
             lesson = divided(samples, model, taught, label_offset, identity, settings)
-            _open_run(folder, resume or force, team)
+            stack.enter_context(_opened_run(folder, resume or force, team))
             judge = _judge(lesson)
         with clock.stage("train"):
             proto, result = train(lesson, settings, folder, team, told, resume)
@@ -206,19 +208,27 @@ def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[s
     return notes
 
 
-def _open_run(folder: Path, may_exist: bool, team: Processes) -> None:
-    """Make the folder for checkpoints.
+@contextmanager
+def _opened_run(folder: Path, may_exist: bool, team: Processes) -> Iterator[None]:
+    """Make the folder for checkpoints; where training never began, it goes again.
 
     Raises:
         InputError: it cannot be made, or holds a run already.
     """
     if not may_exist and (folder / checkpoint.LAST).exists():
         raise InputError(f"{folder} holds a run; go on with --resume, start again with --force, or give another --run")
+    is_new = not folder.exists()
     team.wait()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be made ({error.strerror}); give another --run") from error
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
 
 
 def _judge(lesson: Lesson) -> Judge:

@@ -117,9 +117,10 @@ def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
         InputError: one does not, or needs data where there is none.
     """
     has_policy = settings.policy is not None or settings.policy_preset != "default"
+    default = "gnn_rl" if has_policy else "greedy" if has_data else "uniform"
     chosen = replace(
         settings,
-        search=settings.search or ("gnn_rl" if has_policy else "greedy" if has_data else "uniform"),
+        search=default if settings.search is None else settings.search,
         criterion=("obs" if has_data else "l2") if settings.criterion is None else settings.criterion,
     )
     _check(chosen)

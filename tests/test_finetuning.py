@@ -469,3 +469,80 @@ def test_the_last_epoch_is_written_where_it_is_asked_for_even_from_a_run_that_ha
     assert last.notes == []
     assert any(not np.array_equal(values, ours[name]) for name, values in weights("last.onnx").items())
     assert last.after.top1 == pytest.approx(last.epochs[2]["accuracy"])
+
+
+@pytest.mark.parametrize("choose", ["best", "last"])
+def test_weights_that_are_no_numbers_after_an_epoch_are_never_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, choose: str
+) -> None:
+    once = trainer.Trainer._epoch
+
+    def epoch(self: trainer.Trainer, number: int) -> float:
+        loss = once(self, number)
+        if number == 2:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(trainer.Trainer, "_epoch", epoch)
+    report = finetune(choose=choose, rate=0.05)
+    assert report.chosen_epoch == 1
+    assert any("not finite after epoch 2" in note for note in report.notes)
+    assert all(np.isfinite(values).all() for values in weights("trained.onnx").values())
+
+
+def test_where_no_epoch_is_better_the_weights_are_as_they_were_to_the_letter(folder: Path) -> None:
+    finetune("model.onnx.trained", epochs=6, rate=0.05)
+    os.replace("model.onnx.trained", "model.onnx")
+    report = finetune(rate=100.0, clip=0.0)
+    assert report.chosen_epoch == 0
+    assert onnx.load("trained.onnx") == onnx.load("model.onnx")
+
+
+def test_a_model_of_whole_numbers_is_refused_and_leaves_no_folder(folder: Path) -> None:
+    model = onnx.load("model.onnx")
+    scores = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("ArgMax", [scores], ["best"], axis=1, keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, ["N"]))
+    onnx.save(model, "model.onnx")
+    with pytest.raises(InputError, match="whole numbers only"):
+        finetune()
+    assert not Path("trained.run").exists()
+
+
+def teacher_of_other_inputs(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.input[:] = ["picture" if name == "image" else name for name in node.input]
+    model.graph.input[0].name = "picture"
+
+
+def teacher_of_four_samples(model: onnx.ModelProto) -> None:
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [(teacher_of_other_inputs, "the teacher takes picture"), (teacher_of_four_samples, "takes samples by 4")],
+)
+def test_a_teacher_that_cannot_be_asked_is_named_as_such(folder: Path, change: Any, text: str) -> None:
+    model = tasks.teacher()
+    change(model)
+    onnx.save(model, "teacher.onnx")
+    with pytest.raises(InputError, match=f"teacher.*{text}|{text}"):
+        finetune(teacher=Path("teacher.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"teacher_share": 1.0}, "--teacher-share divides the loss with a teacher"),
+        ({"data": "bare.npz", "teacher": Path("model.onnx"), "teacher_share": 0.0}, "leaves nothing to learn"),
+    ],
+    ids=str,
+)
+def test_a_share_that_shares_nothing_is_refused(folder: Path, asked: dict[str, Any], text: str) -> None:
+    np.savez("bare.npz", x=tasks.samples(64)[0])
+    with pytest.raises(InputError, match=text):
+        finetune(**asked)

@@ -99,7 +99,7 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     """
     model, train = lesson.model, lesson.train
     readings = _readings(model)
-    takes_images = any(given.channel_axis is not None for given in train.inputs)
+    takes_images = any(len(given.shape) == 4 and given.dtype.kind == "f" for given in train.inputs)
     if not takes_images and (settings.cutout or settings.augment in ("small", "imagenet")):
         raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
     if train.y is None and lesson.teacher is not None and not settings.teacher_share:

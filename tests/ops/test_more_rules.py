@@ -760,6 +760,17 @@ def test_verify_agrees_where_weights_of_8_bits_would_saturate_on_some_processors
     assert "equal" in verify.verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
 
 
+def test_verify_agrees_where_weights_of_8_bits_share_a_zero_point() -> None:
+    b = Builder()
+    x, around = b.input("N", 3, 8, 8), [scale(b), zero_point(b, 0, np.int8)]
+    for outputs, inputs in ((8, 3), (6, 8), (4, 6)):
+        weight = b.node("DequantizeLinear", whole(b, outputs, inputs, 3, 3), *around)
+        x = b.node("Relu", b.node("Conv", x, weight))
+    found = find(b.done(x))
+    plan = oracle.random_plan(found, 1)
+    assert "equal" in verify.verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
+
+
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"sum_over_zero_pads", "sum_behind_a_fused_relu"}))
 def test_an_error_in_any_cut_layer_of_a_net_would_show(name: str) -> None:
     proto = CASES[name][0]()

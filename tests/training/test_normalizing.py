@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from cli_nets import CLASSES, IMAGE, Draft
 from onnx import ModelProto
+from onnxruntime.transformers import float16
 
 from onnxprune import runtime
 from onnxprune.model import analyse
+from onnxprune.training.executor import Executor
 from onnxprune.training.normalizing import PARAMETERS, find_norms, fold, insert
 from onnxprune.training.sharing import writable, write
 
@@ -105,6 +108,50 @@ def test_every_filter_gets_the_length_of_its_first_draw_and_one_of_zeros_stays()
     halves = weights["up.weight"].reshape(2, 6, 5, 4)  # groups, inputs, outputs of a group, kernel
     np.testing.assert_allclose(np.sqrt(np.square(halves).sum(axis=(1, 3))), 2**0.5, rtol=1e-5)
     np.testing.assert_allclose(answers(with_norms), answers(model), rtol=1e-4, atol=1e-5)
+
+
+def with_biases_merged() -> ModelProto:
+    """Two convolutions that read one bias, as exporters merge equal numbers, and one with a bias of its own."""
+    d = Draft()
+    x = d.relu("relu1", d.conv("conv1", "image", 3, 8))
+    x = d.relu("relu2", d.conv("conv2", x, 8, 8))
+    x = d.relu("relu3", d.conv("conv3", x, 8, 8))
+    model = d.model([("image", ("N", *IMAGE))], [(d.head(x, 8), ("N", CLASSES))])
+    model.graph.node[4].input[2] = model.graph.node[2].input[2]
+    return model
+
+
+def test_biases_that_were_one_and_became_two_in_training_are_both_there_once_it_is_folded() -> None:
+    model = with_biases_merged()
+    norms = found(model)
+    assert [norm.weight for norm in norms] == ["conv1.weight"]
+    executor = Executor(insert(model, Path(), norms, feeds()), Path())
+    with torch.no_grad():
+        for number, values in enumerate(executor.parameters()):
+            values.mul_(1 + 0.1 * number)
+    trained = executor.model()
+    folded = fold(trained, model, Path(), norms)
+    onnx.checker.check_model(folded, full_check=True)
+    np.testing.assert_allclose(answers(folded), answers(trained), rtol=1e-4, atol=1e-4)
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in model.graph.node]
+    assert len(folded.graph.initializer) == len(model.graph.initializer) + 1
+
+
+def test_a_variance_too_large_for_half_precision_is_none_too_large() -> None:
+    model = float16.convert_float_to_float16(net())
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv1.weight":
+            write(tensor, onnx.numpy_helper.to_array(tensor) * 0.02, Path())
+    norms = found(model)
+    wide = [{"image": 300 * feed["image"].astype(np.float16)} for feed in feeds()]
+    with_norms = insert(model, Path(), norms, wide)
+    variance = writable(with_norms)[norms[0].parameter("variance")]
+    assert np.isfinite(onnx.numpy_helper.to_array(variance)).all()
+    assert onnx.numpy_helper.to_array(variance).max() > np.finfo(np.float16).max
+    x = torch.from_numpy(wide[0]["image"])
+    with torch.no_grad():
+        ours, theirs = (Executor(proto, Path()).eval()(x)[0].float().numpy() for proto in (with_norms, model))
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(theirs).max())
 
 
 def without_bias(model: ModelProto) -> None:
