@@ -205,7 +205,7 @@ class Attempts:
         wanted = search.SearchSettings(asked.budget, asked.seed, course.stop, policy, asked.policy_preset)
         found = search.find(asked.search)(problem, wanted, course.step)
         plan = self._best_repaired(problem, found)
-        is_found = plan is found or plan.counts.tobytes() in course.found
+        is_found = plan is found or plan.counts.tobytes() in problem.asked
         return Attempt(problem, plan, align, stopped=course.stopped, is_found=is_found)
 
     def _seconds(self) -> float:

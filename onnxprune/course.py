@@ -24,7 +24,6 @@ class Course:
         progress: told how far the search is.
 
     Attributes:
-        found: plans that it judged, by what they keep of each group.
         stopped: why it was stopped early, or empty.
     """
 
@@ -38,10 +37,9 @@ class Course:
     ) -> None:
         self._problem, self._limit, self._seconds, self._progress = problem, limit, seconds, progress
         self._patience = max(PATIENCE, budget // 2)
-        self._judged = self._best_at = 0
+        self._best_at = 0  # after how many plans
         self._best = -math.inf
         self._text = ""
-        self.found: set[bytes] = set()
         self.stopped = ""
         problem.told, problem.is_over = self._note, self._is_time_up
 
@@ -53,18 +51,17 @@ class Course:
         """Tell whether the search is to come to its end."""
         if not self.stopped and self._is_time_up():
             self.stopped = TIME_IS_UP
-        elif not self.stopped and self._judged - self._best_at >= self._patience:
-            self.stopped = f"none of the last {self._judged - self._best_at} plans that it tried was better"
+        since = self._problem.judged - self._best_at
+        if not self.stopped and since >= self._patience:
+            self.stopped = f"none of the last {since} plans that it tried was better"
         return bool(self.stopped)
 
     def _is_time_up(self) -> bool:
         return self._limit is not None and self._seconds() >= self._limit
 
     def _note(self, plan: Plan, score: float) -> None:
-        self._judged += 1
-        self.found.add(plan.counts.tobytes())
         if score > self._best and self._problem.meets(plan.counts)[0]:
-            self._best, self._best_at = score, self._judged
+            self._best, self._best_at = score, self._problem.judged
             if self._problem.judging is not None:  # else the score is no error
                 macs = float(self._problem.costs.of(plan.counts)["macs"][0])
                 share = macs / max(self._problem.original["macs"], 1)

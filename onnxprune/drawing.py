@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxprune.blocks import Operation
 from onnxprune.errors import InputError
-from onnxprune.files import aside
+from onnxprune.files import aside, is_same
 from onnxprune.picture import TIMES, Picture, Row, clean, end_of, start_of
 from onnxprune.stages import Stages
 
@@ -39,7 +39,7 @@ def check_drawing(path: Path, model: Path, force: bool) -> None:
         raise InputError(f"--graph {path}: the folder {path.parent} does not exist; create it or choose another file")
     if path.is_dir():
         raise InputError(f"--graph {path} is a folder; give a file name")
-    if path.exists() and model.exists() and path.samefile(model):
+    if is_same(path, model):
         raise InputError(f"--graph {path} is the input model; choose another name")
     if path.exists() and not force:
         raise InputError(f"{path} exists; choose another --graph or overwrite it with --force")

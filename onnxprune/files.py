@@ -1,4 +1,4 @@
-"""JSON files, in and out."""
+"""Files: JSON in and out, whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 1e300
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file that exists."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def read_json(path: Path) -> Any:

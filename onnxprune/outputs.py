@@ -13,7 +13,7 @@ from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune.attempt import Attempt
 from onnxprune.errors import InputError
-from onnxprune.files import write_json
+from onnxprune.files import is_same, write_json
 from onnxprune.model import Model
 from onnxprune.reporting import Report
 from onnxprune.weights import external_place, is_external
@@ -47,11 +47,11 @@ def check_outputs(
         raise InputError(f"the folder {out.parent} does not exist; create it or choose another -o")
     if out.is_dir():
         raise InputError(f"{out} is a folder; give a file name with -o")
-    if path.exists() and out.exists() and path.samefile(out):
+    if is_same(path, out):
         raise InputError(f"-o {out} is the input model; choose another name")
     files = (out, models.data_file(out), *(beside(out, kind) for kind in kinds))
     for other in (Path(other) for other in read if other is not None):
-        if other.is_file() and any(file.exists() and file.samefile(other) for file in files):
+        if other.is_file() and any(is_same(file, other) for file in files):
             raise InputError(f"-o {out} would overwrite {other}, which is read; choose another name")
     for file in files:
         if file.exists() and not force:
@@ -65,7 +65,7 @@ def check_apart(model: Model, out: Path, whose: str = "the input model") -> None
         InputError: it would.
     """
     for file in data_files(model):
-        if any(written.exists() and written.samefile(file) for written in (out, models.data_file(out))):
+        if any(is_same(written, file) for written in (out, models.data_file(out))):
             raise InputError(f"{file} holds the weights of {whose}; choose another -o")
 
 

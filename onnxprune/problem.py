@@ -76,6 +76,7 @@ class Problem:
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
         visited: plans that were judged, by what they keep of each group, with their scores.
+        asked: those of them that were judged here; `visited` may hold what earlier runs have judged as well.
         told: hears of each different plan that is judged, and of its score.
         together: plans that are judged at once.
         is_over: tells whether the time is used up; then no more of several plans are judged.
@@ -100,7 +101,7 @@ class Problem:
         self.told: Callable[[Plan, float], None] = lambda plan, score: None
         self.together = 1
         self.is_over: Callable[[], bool] = lambda: False
-        self._asked: set[bytes] = set()
+        self.asked: set[bytes] = set()
         self.lossless = nothing_lossless(channels) if lossless is None else lossless
         worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
         self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
@@ -285,7 +286,7 @@ class Problem:
     @property
     def judged(self) -> int:
         """How many different plans were judged."""
-        return len(self._asked)
+        return len(self.asked)
 
     def scores(self, plans: Sequence[Plan]) -> list[float]:
         """Judge plans, larger is better: by what they answer where there is data, else by what they keep.
@@ -307,8 +308,8 @@ class Problem:
         for plan, score in zip(plans, scores, strict=True):
             name = plan.counts.tobytes()
             self.visited[name] = plan, score
-            if name not in self._asked:
-                self._asked.add(name)
+            if name not in self.asked:
+                self.asked.add(name)
                 self.told(plan, score)
         return scores
 

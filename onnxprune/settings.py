@@ -83,6 +83,11 @@ class CompressSettings:
         return None if self.align == "auto" else self.align
 
     @property
+    def names_policy(self) -> bool:
+        """Whether a policy or a preset is asked for, which `gnn_rl` alone has."""
+        return self.policy is not None or self.policy_preset != "default"
+
+    @property
     def device(self) -> Device:
         """What times are measured on."""
         return Device(runtime.provider_name(self.provider), self.threads, self.batch)
@@ -116,8 +121,7 @@ def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
     Raises:
         InputError: one does not, or needs data where there is none.
     """
-    has_policy = settings.policy is not None or settings.policy_preset != "default"
-    default = "gnn_rl" if has_policy else "greedy" if has_data else "uniform"
+    default = "gnn_rl" if settings.names_policy else "greedy" if has_data else "uniform"
     chosen = replace(
         settings,
         search=default if settings.search is None else settings.search,
@@ -154,7 +158,7 @@ def _check(settings: CompressSettings) -> None:
     ):
         if value not in choices:
             raise InputError(f"{option} {value!r} does not exist; choose one of {', '.join(choices)}")
-    if settings.search != "gnn_rl" and (settings.policy is not None or settings.policy_preset != "default"):
+    if settings.search != "gnn_rl" and settings.names_policy:
         raise InputError(f"--search {settings.search} has no policy; leave --policy and --policy-preset to gnn_rl")
     if settings.policy is not None and settings.policy_preset != "default":
         raise InputError("--policy-preset paper learns from nothing each time; leave --policy out")

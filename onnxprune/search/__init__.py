@@ -43,6 +43,38 @@ Progress = Callable[[int, int], None]
 Search = Callable[[Problem, SearchSettings, Progress], Plan]
 
 
+class Budget:
+    """What a search has left of its budget; a plan that it comes to again costs nothing.
+
+    Args:
+        problem: where it judges plans.
+        settings: what it obeys.
+        progress: told whenever plans were new.
+        used: how much of the budget is gone before it begins.
+    """
+
+    def __init__(self, problem: Problem, settings: SearchSettings, progress: Progress, used: int = 0) -> None:
+        self._problem, self._settings, self._progress = problem, settings, progress
+        self._used, self._known, self._idle = used, problem.judged, 0
+
+    @property
+    def left(self) -> int:
+        """How many different plans it may still judge."""
+        return self._settings.budget - self._used
+
+    def goes_on(self) -> bool:
+        """Tell whether it is to try more plans."""
+        return self.left > 0 and self._idle < IDLE and not self._settings.stop()
+
+    def count(self) -> None:
+        """Take note of what was judged since the last time."""
+        new = self._problem.judged - self._known
+        self._used, self._known = self._used + new, self._known + new
+        self._idle = 0 if new else self._idle + 1
+        if new:
+            self._progress(self._used, self._settings.budget)
+
+
 def names() -> list[str]:
     """List the searches."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
-from onnxprune.search import IDLE, TOGETHER, Progress, SearchSettings
+from onnxprune.search import TOGETHER, Budget, Progress, SearchSettings
 from onnxprune.search.greedy import warm_start
 from onnxprune.search.policy.space import Space
 
@@ -25,14 +25,12 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     options = {"seed": settings.seed + 1, "popsize": TOGETHER, "verbose": -9}  # of 0 it makes a seed of its own
     # It knows no space of one dimension; a second one that changes nothing does no harm.
     evolved = cma.CMAEvolutionStrategy(np.zeros(max(size, 2)), SPREAD, options)
-    idle = 0
-    while used < settings.budget and idle < IDLE and not settings.stop():
-        drawn, known = evolved.ask(), problem.judged
-        number = min(len(drawn), settings.budget - used)
+    budget = Budget(problem, settings, progress, used)
+    while budget.goes_on():
+        drawn = evolved.ask()
+        number = min(len(drawn), budget.left)
         scores = problem.scores([space.plan(np.asarray(x[:size])) for x in drawn[:number]])
-        used, idle = used + problem.judged - known, idle + 1 if problem.judged == known else 0
-        if not idle:
-            progress(used, settings.budget)
+        budget.count()
         if number < len(drawn):
             break  # it learns from whole generations only
         evolved.tell(drawn, [-score if np.isfinite(score) else 1e30 for score in scores])

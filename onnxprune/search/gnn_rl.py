@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem, by_kind
-from onnxprune.search import IDLE, Progress, SearchSettings, greedy
+from onnxprune.search import Budget, Progress, SearchSettings, greedy
 
 LENGTH = 2  # actions of an episode
 
@@ -50,11 +50,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
             start, judged = greedy.warm_start(problem, replace(settings, budget=settings.budget - used), progress)
             learner = Learner(fresh(), Episodes(problem, start, LENGTH), how, generator)
             used += judged
-        idle = 0
-        while used < settings.budget and idle < IDLE and not settings.stop():
-            known = problem.judged
-            learner.practise(min(how.together, settings.budget - used))
-            used, idle = used + problem.judged - known, idle + 1 if problem.judged == known else 0
-            if not idle:
-                progress(used, settings.budget)
+        budget = Budget(problem, settings, progress, used)
+        while budget.goes_on():
+            learner.practise(min(how.together, budget.left))
+            budget.count()
     return problem.best(1)[0]

@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
-from onnxprune.search import IDLE, TOGETHER, Progress, SearchSettings
+from onnxprune.search import TOGETHER, Budget, Progress, SearchSettings
 
 LEAST_SHARE = 0.1  # wishes are drawn from here to 1, then scaled together until the targets are met
 
@@ -15,15 +15,12 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     """Draw shares per group, fit each draw to the targets and keep the plan with the best score."""
     rng = np.random.default_rng(settings.seed)
     best: tuple[float, Plan] | None = None
-    used = idle = 0
-    while best is None or (used < settings.budget and idle < IDLE and not settings.stop()):
-        number, known = min(TOGETHER, settings.budget - used), problem.judged
-        wishes = rng.uniform(LEAST_SHARE, 1, (number, len(problem.widths)))
+    budget = Budget(problem, settings, progress)
+    while best is None or budget.goes_on():
+        wishes = rng.uniform(LEAST_SHARE, 1, (min(TOGETHER, budget.left), len(problem.widths)))
         plans = [problem.plan(problem.fit(wish)) for wish in wishes]
         for score, plan in zip(problem.scores(plans), plans, strict=True):
             if best is None or score > best[0]:
                 best = (score, plan)
-        used, idle = used + problem.judged - known, idle + 1 if problem.judged == known else 0
-        if not idle:
-            progress(used, settings.budget)
+        budget.count()
     return best[1]

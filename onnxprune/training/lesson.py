@@ -77,9 +77,7 @@ def train(
     settings = with_rate(settings, any(n.op_type == "BatchNormalization" for n in started.graph.node))
     task = _task(lesson, started, settings)
     result = Trainer(task, settings, folder, team, progress).run(resume)
-    if not team.is_first:
-        return model.proto, result
-    if not result.chosen:
+    if not team.is_first or not result.chosen:
         return model.proto, result
     with torch.no_grad():
         for name, values in result.weights.items():
@@ -98,7 +96,7 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
         InputError: there is not, or too few samples, or labels are not among the classes.
     """
     model, train = lesson.model, lesson.train
-    readings = _readings(model)
+    readings = float_readings(model)
     takes_images = any(len(given.shape) == 4 and given.dtype.kind == "f" for given in train.inputs)
     if not takes_images and (settings.cutout or settings.augment in ("small", "imagenet")):
         raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
@@ -120,28 +118,13 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     return lesson
 
 
-def _readings(model: Model) -> list[Reading]:
-    """Find what can be learnt from.
-
-    Raises:
-        InputError: nothing.
-    """
-    found = float_readings(model)
-    if not found:
-        raise InputError(
-            "the model gives whole numbers only, which tell training no direction; give it with the scores as an "
-            "output, before an ArgMax for example"
-        )
-    return found
-
-
 def check_runs(model: Model, data: Data) -> None:
     """Make sure that PyTorch can run a model, and that there is something to learn.
 
     Raises:
         InputError: it holds an operator that has no function, or gives whole numbers only.
     """
-    _readings(model)
+    float_readings(model)
     feed = next(feeds(data, model, most=2))
     with torch.no_grad():
         Executor(model.proto, model.folder).eval()(*(torch.from_numpy(x) for x in feed.values()))
@@ -172,10 +155,10 @@ def check_same(trained: ModelProto, task: Task, model: Model) -> None:
 
 def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Task:
     model, teacher = lesson.model, lesson.teacher
-    readings, taught = _readings(model), None
+    readings, taught = float_readings(model), None
     inner, theirs = list[str](), list[str]()
     if teacher is not None:
-        pairs = [_pair(a, b) for a, b in zip(readings, _readings(teacher), strict=False)]
+        pairs = [_pair(a, b) for a, b in zip(readings, float_readings(teacher), strict=False)]
         readings, theirs = [a for a, _ in pairs], [b.tensor for _, b in pairs]
         inner = _inner(model, teacher) if settings.hints else []
         taught = Executor(teacher.proto, teacher.folder, [*theirs, *inner], settings.compiled)

@@ -19,8 +19,18 @@ STEADY = 1e-6  # of an output's mean square, which its variance is taken for at 
 
 
 def float_readings(model: Model) -> list[Reading]:
-    """Say where the outputs are read that are floats."""
-    return [r for r in find_readings(model.proto.graph) if model.types.get(r.tensor, TensorProto.FLOAT) in FLOATS]
+    """Say where the outputs are read that are floats.
+
+    Raises:
+        InputError: none is.
+    """
+    found = [r for r in find_readings(model.proto.graph) if model.types.get(r.tensor, TensorProto.FLOAT) in FLOATS]
+    if not found:
+        raise InputError(
+            "the model gives whole numbers only, which tell training no direction; give it with the scores as an "
+            "output, before an ArgMax for example"
+        )
+    return found
 
 
 def classifier(model: Model, readings: Sequence[Reading]) -> int | None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from cli_nets import IMAGE, residual
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import Data
+from onnxprune.errors import InputError
 from onnxprune.inputs import model_inputs
 from onnxprune.model import analyse
 from onnxprune.progress import Quiet
@@ -100,3 +101,14 @@ def test_outputs_that_score_no_classes_have_slopes_too() -> None:
     found = taylor.slopes(channels, find_readers(channels), data(channels, tasks.samples(64)[0]), 0, Quiet())
     assert np.isfinite(found).all()
     assert (found > 0).any()
+
+
+def test_a_model_of_whole_numbers_has_no_slopes_and_says_so() -> None:
+    model = residual()
+    model.graph.node.append(helper.make_node("ArgMax", [model.graph.output[0].name], ["best"], axis=1, keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("best", TensorProto.INT64, ["N"]))
+    channels = channels_of(model)
+    x = np.zeros((taylor.BATCH, *IMAGE), np.float32)
+    with pytest.raises(InputError, match="whole numbers only"):
+        taylor.slopes(channels, find_readers(channels), data(channels, x), 0, Quiet())
