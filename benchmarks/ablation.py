@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rank import ready
+from prepared import ready
 from threadpoolctl import threadpool_limits
 
 from onnxprune.problem import Counts, Problem

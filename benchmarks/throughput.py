@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rank import Network, ready
+from prepared import ready
 from threadpoolctl import threadpool_limits
 
 from onnxprune import runtime
@@ -28,6 +28,7 @@ from onnxprune.readers import find_readers
 from onnxprune.repair import stand_in
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.surgery import cut
+from onnxprune.training.executor import Executor
 from onnxprune.workers import Workers
 
 
@@ -60,7 +61,7 @@ def main() -> None:
         return numbers
 
     def masked(plan: Plan) -> None:
-        network = Network(zeroed(plan).proto)
+        network = Executor(zeroed(plan).proto, channels.model.folder)
         with torch.no_grad():
             for feed in feeds:
                 network(feed)
