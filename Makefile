@@ -29,7 +29,7 @@ test-slow: .venv/installed ## what takes minutes or gigabytes
 lint: .venv/installed ## ruff and mypy, nothing may be found
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy onnxprune cli models
+	$(BIN)/mypy onnxprune cli models benchmarks
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

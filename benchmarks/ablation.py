@@ -11,10 +11,10 @@ less. `no-gnn`: the actor sees the features of its group alone. `one-stage`: the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from prepared import ready
@@ -27,8 +27,6 @@ from onnxprune.search.policy import environment, learning
 from onnxprune.search.policy.agent import Agent
 from onnxprune.search.policy.environment import Episodes, State
 from onnxprune.stages import Stage, Stages
-
-PARTS = ("full", "no-gnn", "one-stage", "no-start", "no-obs", "no-state", "no-thought")
 
 
 def main() -> None:
@@ -57,37 +55,11 @@ def main() -> None:
 def gain(problem: Problem, part: str, settings: SearchSettings, least: float) -> float:
     """Search without a part, and give the logarithm of the least error beside that of the greedy plan."""
     problem.visited.clear()
-    with without(part):
+    with ExitStack() as stack:
+        for place, name, stand_in in PARTS[part]:
+            stack.enter_context(patch.object(place, name, stand_in))
         gnn_rl.search(problem, settings, lambda done, of: None)
     return float(np.log(min(-score for _, score in problem.visited.values()) / least))
-
-
-@contextmanager
-def without(part: str) -> Iterator[None]:
-    """Take a part out of the search."""
-    places = {(module, name): getattr(module, name) for module, name in REPLACED}
-    shape = learning.fresh().shape
-    try:
-        if part == "no-gnn":
-            learning.fresh = lambda: Agent(replace(shape, rounds=(1, 1, 0)))
-        elif part == "one-stage":
-            environment.Episodes = OneStage
-            learning.fresh = lambda: Agent(replace(shape, sizes=shape.sizes[-1:], rounds=shape.rounds[-1:]))
-        elif part == "no-start":
-            greedy.warm_start = raw_start
-        elif part == "no-obs":
-            environment.Episodes = Worthless
-        elif part == "no-state":
-            environment.Episodes = Frozen
-        elif part == "no-thought":
-            learning.Learning = lambda: replace(places[learning, "Learning"](), thoughts=0)
-        yield
-    finally:
-        for (module, name), value in places.items():
-            setattr(module, name, value)
-
-
-REPLACED = ((learning, "fresh"), (learning, "Learning"), (environment, "Episodes"), (greedy, "warm_start"))
 
 
 class OneStage(Episodes):
@@ -117,6 +89,22 @@ class Worthless(Episodes):
 def raw_start(problem: Problem, settings: SearchSettings, progress: object) -> tuple[Counts, int]:
     """Start from the ranking as it is."""
     return greedy.descend(problem), 0
+
+
+SHAPE, LEARNING = learning.fresh().shape, learning.Learning()
+PARTS: dict[str, list[tuple[object, str, object]]] = {
+    "full": [],
+    "no-gnn": [(learning, "fresh", lambda: Agent(replace(SHAPE, rounds=(1, 1, 0))))],
+    "one-stage": [
+        (environment, "Episodes", OneStage),
+        (learning, "fresh", lambda: Agent(replace(SHAPE, sizes=SHAPE.sizes[-1:], rounds=SHAPE.rounds[-1:]))),
+    ],
+    "no-start": [(greedy, "warm_start", raw_start)],
+    "no-obs": [(environment, "Episodes", Worthless)],
+    "no-state": [(environment, "Episodes", Frozen)],
+    "no-thought": [(learning, "Learning", lambda: replace(LEARNING, thoughts=0))],
+}
+"""What stands in for what without a part: where that is, its name, and the stand-in."""
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -121,7 +122,8 @@ def difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
 
 def comes_back(executor: Executor, proto: ModelProto) -> bool:
     """Tell whether the model that was not trained is the same to the letter."""
-    return executor.model().SerializeToString(deterministic=True) == proto.SerializeToString(deterministic=True)
+    written, given = (p.SerializeToString(deterministic=True) for p in (executor.model(), proto))
+    return bool(written == given)
 
 
 def trained_share(executor: Executor, proto: ModelProto, folder: Path) -> float:
@@ -133,7 +135,7 @@ def trained_share(executor: Executor, proto: ModelProto, folder: Path) -> float:
 def milliseconds(run: Callable[[], object], seconds: float) -> str:
     """Time a run: the least of several, which a busy machine disturbs least."""
     run()
-    found = []
+    found = list[float]()
     start = time.perf_counter()
     while len(found) < 3 or time.perf_counter() - start < seconds:
         before = time.perf_counter()
@@ -155,9 +157,9 @@ def by_onnx2torch(path: Path, feed: dict[str, Array]) -> Sequence[torch.Tensor]:
 @cache
 def stand_in() -> torch.library.Library:
     """Declare what torchvision expects of its compiled part, which does not load beside a torch without CUDA."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     register = torch.library.register_fake
 
     def register_if_known(op: str, *args: Any, **kwargs: Any) -> Any:
@@ -166,10 +168,8 @@ def stand_in() -> torch.library.Library:
         except RuntimeError:
             return lambda function: function
 
-    torch.library.register_fake = register_if_known
-    import torchvision  # noqa: F401
-
-    torch.library.register_fake = register
+    with patch.object(torch.library, "register_fake", register_if_known):
+        import torchvision  # noqa: F401
     return library
 
 

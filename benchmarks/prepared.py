@@ -1,9 +1,11 @@
-"""What several benchmarks begin with: a model, its samples measured, and its channels ranked for one target."""
+"""What several benchmarks begin with."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+import onnxprune
 from onnxprune.criteria import Evidence, importance
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.problem import FINE, Align, Problem
@@ -22,3 +24,8 @@ def ready(arguments: argparse.Namespace, seed: int = 0) -> tuple[Prepared, Stati
     asked = getattr(arguments, "align", None)
     align = FINE if asked is None else Align(asked)
     return prepared, statistics, Problem(channels, prepared.costs, [target], worth, align, lossless=prepared.lossless)
+
+
+def macs(file: Path) -> int:
+    """Count what a model multiplies."""
+    return onnxprune.inspect(file).costs["macs"]

@@ -118,7 +118,7 @@ def model_line(path: Path, target: str, samples: int) -> str:
     model = models.load(path, runtime.evaluate)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "made_up.npz"
-        np.savez(file, **made_up(model, samples))
+        np.savez(file, allow_pickle=False, **made_up(model, samples))
         prepared, finish, statistics = ready(path, str(file), "none", target, "uniform", "obs")
         attempt = attempted(prepared, statistics).best
         smaller = cut(attempt.channels, attempt.plan, runtime.evaluate)

@@ -14,13 +14,13 @@ Not a dependency: `pip install --no-deps --target FOLDER 'torch-pruning==1.6.*'`
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from prepared import macs
 from torch import nn
 
 import onnxprune
@@ -28,9 +28,6 @@ from onnxprune import CompressSettings, ProfileSettings, models
 from onnxprune.models.exporter import write_onnx
 from onnxprune.profiling import machine
 from onnxprune.reporting import versions
-
-# Beside this file lies one that is named like the package that it compares with.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 NETS = "vgg16,resnet50,mobilenet_v1,mobilenet_v2,shufflenet_v1_g3,shufflenet_v2_x1_0"
 STEPS = 100
@@ -78,10 +75,6 @@ def show(arguments: argparse.Namespace, name: str, target: float, multiple: int,
                 f"| {words} | {batch} | {threads} | {faster.median:.2f}x | {faster.low:.2f} to {faster.high:.2f} |",
                 flush=True,
             )
-
-
-def macs(file: Path) -> int:
-    return onnxprune.inspect(file).costs["macs"]
 
 
 def their_cut(name: str, target: float, multiple: int, out: Path) -> None:

@@ -45,8 +45,8 @@ def row(path: Path, target: str, align: int | None, shapes: dict[str, tuple[int,
             return f"| {path.name} | {target} | {error} | | | | | |"
     kept = report.after.macs / report.before.macs
     below = (report.target["macs"]["limit"] - report.after.macs) / report.before.macs
-    latencies = (report.before.latency_ms, report.after.latency_ms)
-    faster = f"{latencies[0]['median'] / latencies[1]['median']:.2f}x" if all(latencies) else ""
+    before, after = report.before.latency_ms, report.after.latency_ms
+    faster = f"{before['median'] / after['median']:.2f}x" if before and after else ""
     align_used = report.settings["align"]
     return (
         f"| {path.name} | {target} | {kept:.1%} | {below:.2%} | {faster} | {align_used['multiple']} | "

@@ -39,6 +39,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
+from prepared import macs
 from torch import nn
 from training import given_and_extra
 
@@ -47,9 +48,6 @@ from onnxprune import CompressSettings, model, models, runtime
 from onnxprune.data import read_data, read_preprocess, split
 from onnxprune.models.cifar_resnet import PadShortcut
 from onnxprune.models.exporter import write_onnx
-
-# Beside this file lies one that is named like the package that it compares with.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 PROGRAM = str(Path(sys.executable).with_name("onnxprune"))
 WAYS = ("local", "global", "local-inner", "global-inner")
@@ -133,10 +131,6 @@ def trained(arguments: argparse.Namespace, start: Path, options: list[str]) -> P
         print(f"# {shlex.join(command)}", file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
     return out
-
-
-def macs(file: Path) -> int:
-    return onnxprune.inspect(file).costs["macs"]
 
 
 def our_side(arguments: argparse.Namespace, file: Path, aim: int) -> Side:

@@ -1,7 +1,7 @@
 """How does onnxprune compare with Torch-Pruning: in seconds, and in what it finds?
 
-    PYTHONPATH=FOLDERS python benchmarks/torch_pruning.py --exporter-script SCRIPT [--nets resnet50,vit_b_16]
-    PYTHONPATH=FOLDERS python benchmarks/torch_pruning.py --exporter-script SCRIPT --groups [--nets ...]
+    PYTHONPATH=FOLDERS python benchmarks/analysis_beside_torch_pruning.py --exporter-script SCRIPT [--nets ...]
+    PYTHONPATH=FOLDERS python benchmarks/analysis_beside_torch_pruning.py --exporter-script SCRIPT --groups [--nets ...]
 
 The first prints medians of the seconds for analysis and one pruning step that keeps 70 % of every group, both sides in
 turns within one run. Torch-Pruning traces the network and steps; onnxprune finds the channels of the
@@ -21,13 +21,13 @@ import argparse
 import copy
 import signal
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -46,9 +46,6 @@ from onnxprune.criteria import Evidence, importance
 from onnxprune.metrics import Costs
 from onnxprune.problem import Align, Problem
 from onnxprune.surgery import cut
-
-# This file is named like the package that it compares with, which is imported when it is needed.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 RATIO = 0.3  # of every group goes
 REPEATS = 3
@@ -211,8 +208,7 @@ def our_seconds(proto: ModelProto, folder: Path) -> list[float]:
 
 def their_pruner(net: nn.Module, image: torch.Tensor, ignored: list[nn.Module]) -> Any:
     """Let Torch-Pruning find what depends on what."""
-    import torch_pruning
-
+    torch_pruning = import_module("torch_pruning")
     return torch_pruning.pruner.MetaPruner(
         net,
         image,
