@@ -6,9 +6,9 @@
 MODEL is a CIFAR ResNet with BatchNormalization, such as cifar10_resnet20_bn.onnx; its weights go into the zoo's network
 for Torch-Pruning. That side follows its authors' reproduce/main.py, `--method group_norm`: GroupNormPruner and
 GroupMagnitudeImportance(p=2), 400 steps towards nothing left, until the target is met, the classifier left alone, no
-sparse learning. Then onnxprune (greedy, any width, as in Torch-Pruning) is asked for the MACs that this gave; one model
-of onnxprune stands beside all that have its MACs within 1 %. Ways of Torch-Pruning: `local` takes the same share of
-every group, `global` ranks all channels together; `-inner` cuts only between the two convolutions of each block.
+sparse learning. Then onnxprune (`--search`, any width, as in Torch-Pruning) is asked for the MACs that this gave; one
+model of onnxprune stands beside all that have its MACs within 1 %. Ways of Torch-Pruning: `local` takes the same share
+of every group, `global` ranks all channels together; `-inner` cuts only between the two convolutions of each block.
 
 Torch-Pruning 1.6.1 takes the padded shortcut (`F.pad` of every second pixel) for an element-wise operation: channel i
 of a stage is tied to channel i of the next one instead of to the one that it is padded to, and the cut network fails at
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--flops", default="0.5")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
+    parser.add_argument("--search", default="greedy", help="of onnxprune")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--data", required=True)
     parser.add_argument("--test", required=True)
@@ -135,14 +136,14 @@ def trained(arguments: argparse.Namespace, start: Path, options: list[str]) -> P
 
 def our_side(arguments: argparse.Namespace, file: Path, aim: int) -> Side:
     """Compress a model to so many MACs."""
-    name = f"{file.stem}.onnxprune.{aim}"
+    name = f"{file.stem}.onnxprune.{arguments.search}.{aim}"
     small, bare = arguments.run / f"{name}.onnx", arguments.run / f"{name}.cut.onnx"
     if not small.exists():
-        asked = CompressSettings({"macs": str(aim)}, search="greedy", seed=arguments.seed, align=1)
+        asked = CompressSettings({"macs": str(aim)}, search=arguments.search, seed=arguments.seed, align=1)
         onnxprune.compress(file, small, asked, data=arguments.data, preprocess=arguments.preprocess)
     if not bare.exists():
         onnxprune.apply(file, small.with_name(f"{name}.plan.json"), bare, verify_level="none")
-    return Side("onnxprune", bare, small, small)
+    return Side(f"onnxprune, {arguments.search}", bare, small, small)
 
 
 def their_side(arguments: argparse.Namespace, file: Path, target: str, way: str) -> Side:
