@@ -1,11 +1,13 @@
 """Which score tells, before any training, which plan will be better after it?
 
-    python benchmarks/rank.py MODEL --data train.npz [--plans 20] [--flops 0.5] [--epochs 2] [--images 20000]
+    python benchmarks/rank.py MODEL --data train.npz [--plans 20] [--flops 0.5] [--epochs 2] [--photographs]
 
 Draws random plans, scores each in the ways a search could (after the cut as it is, after BatchNormalization or moment
 matching, after least squares from statistics, after sequential least squares with few samples and with all, and by the
 parameters that it keeps), trains each as `onnxprune finetune` does, and prints Kendall's tau of each score with the
-accuracy after training. Training images only: some to train with, others to judge by.
+accuracy after training. Training images only: some to train with, others to judge by. A network that knows those by
+heart answers them too well; `--photographs` takes the images that onnxprune.models.small trains its networks on, and
+judges by others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from onnx import ModelProto
 from prepared import ready
 from scipy.stats import kendalltau
@@ -24,6 +27,7 @@ from onnxprune import FinetuneSettings, runtime
 from onnxprune import model as models
 from onnxprune.data import Data, read_data, read_preprocess
 from onnxprune.judging import Candidates, repaired
+from onnxprune.models import small
 from onnxprune.plan import Plan
 from onnxprune.progress import Quiet
 from onnxprune.repair import stand_in
@@ -32,6 +36,8 @@ from onnxprune.statistics import Statistics
 from onnxprune.surgery import cut
 from onnxprune.training.lesson import Lesson, train
 from onnxprune.training.processes import alone
+
+UNSEEN, OTHERS = 5000, 8000  # images to judge by; some of the others go to calibration
 
 
 def main() -> None:
@@ -46,14 +52,31 @@ def main() -> None:
     parser.add_argument("--start", choices=["cut", "repaired"], default="repaired")
     parser.add_argument("--align", type=int, help="multiple of all widths; as compress chooses them by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--photographs", action="store_true", help="make DATA small, for a network trained on such")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.photographs:
+            arguments.data, arguments.preprocess = made_small(Path(arguments.data), Path(folder)), "none"
+        compare(arguments)
+
+
+def made_small(data: Path, folder: Path) -> str:
+    """Write the images that small networks were trained on, and behind them others."""
+    train, others = small.photographs(data, OTHERS)
+    file = folder / "small.npz"
+    np.savez(file, x=torch.cat([train.x, others.x]).numpy(), y=torch.cat([train.y, others.y]).numpy())
+    return str(file)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Score plans, train what they leave, and tell how scores and accuracy agree."""
     prepared, statistics, problem = ready(arguments, arguments.seed)
     assert prepared.parts is not None
     candidates = prepared.candidates(statistics)
     data = read_data(arguments.data, prepared.original.model, read_preprocess(arguments.preprocess))
     used = {index for indices in prepared.parts.indices.values() for index in indices}
     others = np.asarray([index for index in range(len(data)) if index not in used])
-    to_train, unseen = data.take(others[: arguments.images]), data.take(others[arguments.images :][:5000])
+    to_train, unseen = data.take(others[: arguments.images]), data.take(others[arguments.images :][:UNSEEN])
     rng = np.random.default_rng(arguments.seed)
     settings = FinetuneSettings(arguments.epochs, choose="last", seed=arguments.seed)
     rows: list[dict[str, float]] = []

@@ -64,11 +64,12 @@ def enlarged_digits() -> tuple[Split, Split]:
     return Split(torch.cat([train.x, calibration.x]), torch.cat([train.y, calibration.y])), test
 
 
-def photographs(path: Path) -> tuple[Split, Split]:
+def photographs(path: Path, tested: int = TESTED) -> tuple[Split, Split]:
     """Read photographs, and make them small; the last ones are to test with.
 
     Args:
         path: an .npz with ``x``, bytes (samples, height, width, 3), and ``y``, the numbers of their classes.
+        tested: how many to test with; those to train on are the same for any number, where there are enough.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -77,14 +78,14 @@ def photographs(path: Path) -> tuple[Split, Split]:
         raise InputError(f"--data {path}: give an .npz with x and y ({error})") from error
     if arrays["x"].ndim != 4 or arrays["x"].shape[3] != 3:
         raise InputError(f"--data {path}: x has the shape {arrays['x'].shape}, not (samples, height, width, 3)")
-    if len(arrays["x"]) < 2 * TESTED or arrays["x"].dtype != "uint8" or len(arrays["x"]) != len(arrays["y"]):
-        raise InputError(f"--data {path}: x must hold bytes, as many images as y has classes, {2 * TESTED} at least")
-    order = torch.randperm(len(arrays["x"]), generator=torch.Generator().manual_seed(SEED))[: PHOTOGRAPHS + TESTED]
+    if len(arrays["x"]) < 2 * tested or arrays["x"].dtype != "uint8" or len(arrays["x"]) != len(arrays["y"]):
+        raise InputError(f"--data {path}: x must hold bytes, as many images as y has classes, {2 * tested} at least")
+    order = torch.randperm(len(arrays["x"]), generator=torch.Generator().manual_seed(SEED))[: PHOTOGRAPHS + tested]
     pixels = torch.from_numpy(arrays["x"])[order].permute(0, 3, 1, 2).float()
     pixels = F.adaptive_avg_pool2d(pixels, SIDE)
     pixels = (pixels - pixels.mean((0, 2, 3), keepdim=True)) / pixels.std((0, 2, 3), keepdim=True)
     y = torch.from_numpy(arrays["y"])[order].long()
-    return Split(pixels[:-TESTED], y[:-TESTED]), Split(pixels[-TESTED:], y[-TESTED:])
+    return Split(pixels[:-tested], y[:-tested]), Split(pixels[-tested:], y[-tested:])
 
 
 def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
