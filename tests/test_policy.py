@@ -353,7 +353,7 @@ def run(search: Any, problem: Problem, budget: int = 60, seed: int = 0) -> tuple
 def test_searches_repeat_themselves_bit_for_bit_and_differ_with_the_seed(search: Any) -> None:
     def judged(seed: int) -> list[float]:
         problem, _ = hard(3)
-        run(search, problem, seed=seed)
+        run(search, problem, 33, seed)
         assert isinstance(problem.judging, Judged)
         return [error for _, error in problem.judging.full]
 
