@@ -61,7 +61,7 @@ def main() -> None:
         return numbers
 
     def masked(plan: Plan) -> None:
-        network = Executor(zeroed(plan).proto, channels.model.folder)
+        network = Executor(zeroed(plan).proto, channels.model.folder).eval()
         with torch.no_grad():
             for feed in feeds:
                 network(feed)

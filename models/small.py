@@ -69,7 +69,8 @@ def photographs(path: Path, tested: int = TESTED) -> tuple[Split, Split]:
 
     Args:
         path: an .npz with ``x``, bytes (samples, height, width, 3), and ``y``, the numbers of their classes.
-        tested: how many to test with; those to train on are the same for any number, where there are enough.
+        tested: how many to test with; the images to train on are the same for any number, where there are
+            enough, but for their scale, which all images have a share in.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
