@@ -3,9 +3,11 @@
     python benchmarks/ablation.py MODEL --flops 0.3 --data train.npz [--budget 100] [--seeds 3] [--parts full,no-gnn]
 
 The least error found (KL divergence on search samples), as a logarithm beside that of the greedy plan: -0.1 is 10 %
-less. `no-gnn`: the actor sees the features of its group alone. `one-stage`: the graph of groups without those below.
-`no-start`: from the ranking as it is, not from the greedy plan. `no-obs`: no feature tells what channels are worth.
-`no-state`: the graph is that of the whole network, whatever was cut. `no-thought`: no actions but those played.
+less. `no-agent`: the agent learns nothing. `no-gnn`: the actor sees the features of its group alone. `one-stage`: the
+graph of groups without those below. `no-alike`: groups that are alike in the graph are not taken to matter alike.
+`no-aims`: episodes are the agent's own, none is shifted to what might be best. `no-obs`: no feature tells what channels
+are worth. `no-state`: the graph is that of the whole network, whatever was cut. `no-thought`: no actions but those
+played.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import numpy as np
 from prepared import ready
 from threadpoolctl import threadpool_limits
 
-from onnxprune.problem import Counts, Problem
+from onnxprune.problem import Counts, Floats, Problem
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search import SearchSettings, gnn_rl, greedy
 from onnxprune.search.policy import environment, learning
 from onnxprune.search.policy.agent import Agent
 from onnxprune.search.policy.environment import Episodes, State
+from onnxprune.search.policy.learning import Learner
 from onnxprune.stages import Stage, Stages
 
 
@@ -86,20 +89,22 @@ class Worthless(Episodes):
         self.stages = Stages(problem.channels, problem.costs)
 
 
-def raw_start(problem: Problem, settings: SearchSettings, progress: object) -> tuple[Counts, int]:
-    """Start from the ranking as it is."""
-    return greedy.descend(problem), 0
+def unlike(episodes: Episodes) -> Floats:
+    """Doubt every group by itself."""
+    return np.eye(episodes.groups)
 
 
 SHAPE, LEARNING = learning.fresh().shape, learning.Learning()
 PARTS: dict[str, list[tuple[object, str, object]]] = {
     "full": [],
+    "no-agent": [(learning, "Learning", lambda: replace(LEARNING, rate=0.0, own_rate=0.0))],
     "no-gnn": [(learning, "fresh", lambda: Agent(replace(SHAPE, rounds=(1, 1, 0))))],
     "one-stage": [
         (environment, "Episodes", OneStage),
         (learning, "fresh", lambda: Agent(replace(SHAPE, sizes=SHAPE.sizes[-1:], rounds=SHAPE.rounds[-1:]))),
     ],
-    "no-start": [(greedy, "warm_start", raw_start)],
+    "no-alike": [(Episodes, "doubt", property(unlike))],
+    "no-aims": [(Learner, "aims", lambda learner, number: [])],
     "no-obs": [(environment, "Episodes", Worthless)],
     "no-state": [(environment, "Episodes", Frozen)],
     "no-thought": [(learning, "Learning", lambda: replace(LEARNING, thoughts=0))],

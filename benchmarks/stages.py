@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from analysis import chain
 from onnx import ModelProto
 
@@ -87,7 +88,7 @@ def stepping(channels: Channels, costs: Costs) -> Callable[[], object]:
 
     def step() -> State:
         with seeded(0):
-            (after,) = learner.moved([first], learner.act([first]))
+            (after,) = learner.moved([first], learner.act([first], torch.zeros(1, episodes.groups)))
         return after
 
     return step

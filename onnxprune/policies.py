@@ -17,7 +17,6 @@ from onnxprune.errors import InputError
 from onnxprune.files import append_lines, read_lines
 from onnxprune.journal import Entry, Journal
 from onnxprune.outputs import check_outputs
-from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.problem import FINE, Judging, Problem
 from onnxprune.progress import Progress, Quiet
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from onnxprune.search.policy.learning import Learner
 
 
-EXPLORED, EXPLORED_SPREAD = 24, 0.5  # plans that are drawn first, and how far: logarithms
+EXPLORED = 3  # batches of plans that tell what groups matter, before an agent learns from that
 THINKING = 8  # times that a network is thought about for each time that its plans are judged
 
 
@@ -125,7 +124,8 @@ def train_policy(
         learners = {name: Learner(agent, place, how, generator, optimizer) for name, place in episodes.items()}
         for number, learner in enumerate(learners.values()):
             progress.step(number, len(learners))
-            learner.recall(_explored(learner.episodes, settings.seed))
+            for _ in range(EXPLORED):
+                learner.recall(list(map(learner.episodes.space.plan, learner.aims(how.together))))
         progress.stage("train")
         asked_for, rounds = {**asdict(settings), "models": [model.name for model in models]}, list[float]()
         for number in range(settings.rounds):
@@ -189,18 +189,6 @@ def _episodes(
         problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)
         found[f"{name} at {share:g}"] = Episodes(problem, descend(problem), LENGTH)
     return found
-
-
-def _explored(episodes: Episodes, seed: int) -> list[Plan]:
-    """Draw plans that differ much, so that something is known of every group before an agent has learned anything.
-
-    Whether errors of unlike groups compare is unknown: in some plans they count as they are, in others as much for what
-    they save as those of every other kind, in most something between.
-    """
-    problem, generator = episodes.problem, np.random.default_rng(seed)
-    trusted = np.linspace(0, 1, EXPLORED)[:, None] * episodes.kinds
-    drawn = trusted + EXPLORED_SPREAD * generator.standard_normal(trusted.shape)
-    return [problem.plan(problem.fit(np.ones(len(problem.most)))), *map(episodes.space.plan, drawn)]
 
 
 def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, progress: Progress) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cli_nets import IMAGE, branches, convs, residual, run, write
+from nets import Array
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_greedy import Judged, channels_of, problem_of
@@ -24,7 +25,7 @@ from onnxprune.policies import PolicySettings, show_policy, train_policy
 from onnxprune.problem import Effort
 from onnxprune.search import SearchSettings, gnn_rl
 from onnxprune.search.greedy import descend
-from onnxprune.search.policy.environment import Episodes
+from onnxprune.search.policy.environment import TRUSTED, Episodes
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.storing import load, save
 
@@ -113,7 +114,20 @@ def test_with_a_budget_a_policy_is_a_start_and_its_own_plan_is_among_those_judge
     assert min(error for _, error in problem.judging.full) == problem.judging.error(plan)
 
 
-def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: Path) -> None:
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
+    """Collect what learners take to be the best before anything is known."""
+    found, believe = list[Array](), Learner.believe
+
+    def noted(learner: Learner, corrections: Array) -> None:
+        found.append(corrections)
+        believe(learner, corrections)
+
+    monkeypatch.setattr(Learner, "believe", noted)
+    return found
+
+
+def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: Path, believed: list[Array]) -> None:
     problem, best = hard(1)
     with seeded(1) as generator:
         agent, how = fresh(), Learning()
@@ -124,23 +138,29 @@ def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: P
             for _ in range(5):
                 learner.think(8)
     save(agent, Path("p.safetensors"), {})
+    believed.clear()
     gained = {}
     for policy in (Path("p.safetensors"), None):
         problem, _ = hard(1)
         assert isinstance(problem.judging, Judged)
         plan = gnn_rl.search(problem, SearchSettings(12, policy=policy), lambda *_: None)
         gained[policy is not None] = float(episodes.rewards([plan])[0])
-        assert (not problem.judging.probes) == (policy is not None)  # of single groups: what greedy looks at
+        first = TRUSTED * episodes.kinds
+        assert [np.array_equal(found, first) for found in believed] == ([True, False] if policy else [True])
+        believed.clear()
     assert gained[True] > 0.5 * best
     assert gained[True] > gained[False]
 
 
-def test_a_policy_whose_own_plan_is_no_better_than_the_ranking_is_not_followed(folder: Path) -> None:
+def test_a_policy_whose_own_plan_is_no_better_than_the_ranking_is_not_followed(
+    folder: Path, believed: list[Array]
+) -> None:
     problem, _ = hard(2)
     policy = stored("p.safetensors")
     plan = gnn_rl.search(problem, SearchSettings(30, policy=policy), lambda *_: None)
     assert isinstance(problem.judging, Judged)
-    assert problem.judging.probes
+    assert len(believed) == 2  # of the policy, and of one that is new
+    np.testing.assert_array_equal(*believed)
     assert min(error for _, error in problem.judging.full) == problem.judging.error(plan)
 
 

@@ -8,21 +8,18 @@ ranking of all channels instead of being ratios, and every plan meets the target
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from onnxprune.plan import Plan
-from onnxprune.problem import Problem, by_kind
+from onnxprune.problem import Problem
 from onnxprune.search import Budget, Progress, SearchSettings, greedy
 
 LENGTH = 2  # actions of an episode
 
 
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
-    """Let an agent correct a plan and learn from what comes of it, as long as the budget lasts.
+    """Let an agent correct the ranking of all channels and learn from what comes of it, as long as the budget lasts.
 
-    A trained policy starts from the ranking as it is; where the budget is a single plan, that is the policy's own, and
-    nothing is judged. An agent that knows nothing starts from the greedy plan, which takes part of the budget, and so
-    does the search where the policy's own plan is no better than those that need no policy.
+    A trained policy is followed where its own plan is better than the ranking as it is and the ranking in which all
+    kinds of groups count alike; where the budget is a single plan, that is the policy's own, and nothing is judged.
     """
     if settings.preset == "paper":
         from onnxprune.search.policy.paper import search_as_paper  # PyTorch takes seconds to load
@@ -32,25 +29,24 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
     from onnxprune.search.policy.storing import load
 
-    how, used, is_followed = Learning(), 0, False
+    how = Learning()
     with seeded(settings.seed) as generator:
-        if settings.policy is not None:
-            agent, _ = load(settings.policy)
-            learner = Learner(agent, Episodes(problem, greedy.descend(problem), LENGTH), how, generator)
-            own = learner.own_plan()
-            if settings.budget == 1:
-                progress(1, 1)
-                return own
-            alike = problem.plan(greedy.descend(problem, by_kind(problem)))
-            learner.believe()
-            gains = learner.recall([own, alike][: settings.budget - 1])
-            used, is_followed = 1 + len(gains), bool(gains[0] > 0 and gains[0] >= gains.max())
-            progress(used, settings.budget)
-        if not is_followed and used < settings.budget:
-            start, judged = greedy.warm_start(problem, replace(settings, budget=settings.budget - used), progress)
-            learner = Learner(fresh(), Episodes(problem, start, LENGTH), how, generator)
-            used += judged
-        budget = Budget(problem, settings, progress, used)
+        agent = fresh() if settings.policy is None else load(settings.policy)[0]
+        episodes = Episodes(problem, greedy.descend(problem), LENGTH)
+        learner = Learner(agent, episodes, how, generator)
+        own = learner.play_likely()
+        if settings.policy is not None and settings.budget == 1:
+            progress(1, 1)
+            return problem.plan(own.counts)
+        budget = Budget(problem, settings, progress)
+        begun = [problem.plan(episodes.space.start), problem.plan(own.counts), episodes.space.plan(episodes.kinds)]
+        gains = episodes.rewards(begun[: settings.budget])
+        if settings.policy is not None and gains[1] > 0 and gains[1] == gains.max():
+            learner.believe(own.corrections)
+        elif settings.policy is not None:
+            learner = Learner(fresh(), episodes, how, generator)
+        learner.recall(begun[: settings.budget])
+        budget.count()
         while budget.goes_on():
             learner.practise(min(how.together, budget.left))
             budget.count()

@@ -75,21 +75,18 @@ class Agent(nn.Module):
                 for values in head[-1].parameters():
                     values.mul_(0.01)
 
-    def forward(
-        self, levels: Sequence[Level], context: Tensor, offset: Tensor | None = None, wider: float = 1.0
-    ) -> Output:
+    def forward(self, levels: Sequence[Level], context: Tensor, offset: Tensor | None = None) -> Output:
         """Look at a batch of states.
 
         Args:
             levels: their graphs.
             context: (states, numbers that describe each).
             offset: (groups of all states,) what is added to the mean: corrections that belong to one network alone.
-            wider: what the spread of actions is multiplied by.
         """
         nodes, whole = self.encoder(levels)
         graph, features = levels[-1].graph, levels[-1].nodes
         mean, log_spread = self.actor(torch.cat([nodes, features, whole[graph], context[graph]], dim=1)).unbind(1)
-        spread = (wider * self.shape.spread * log_spread.exp()).clamp(LEAST_SPREAD, MOST_SPREAD)
+        spread = (self.shape.spread * log_spread.exp()).clamp(LEAST_SPREAD, MOST_SPREAD)
         mean = mean if offset is None else mean + offset
         return Output(mean, spread, self.critic(torch.cat([whole, context], dim=1)).squeeze(1))
 

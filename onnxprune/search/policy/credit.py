@@ -2,7 +2,9 @@
 
 A reward belongs to a whole plan, and in a network of many groups says little of each. But much is known before: the
 error of a group grows as what the criterion says of the channels that it loses, and errors nearly add up. What is left
-to learn is one number for each group, how much more its errors matter than it seems, and few plans tell that.
+to learn is one number for each group, how much more its errors matter than it seems, and few plans tell that. Groups
+that are alike in the graph matter alike, so that what a plan tells of one is told of others as well. What is still in
+doubt is known, too: from there come the plans that are worth judging next (Thompson sampling).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from onnxprune.search.policy.space import Space
 TRUST = 0.1  # in the start: what a unit of logarithm away from its weights is worth, in units of rewards
 POWER, POWER_TRUST = 1.2, 2.0  # what the sum of errors is raised to, and how far that is trusted
 FLOOR = 1e-9  # of the errors of the plan to start from
+TINY = 1e-9
 
 
 class Credit:
@@ -25,23 +28,20 @@ class Credit:
 
     Args:
         space: what plans mean.
+        doubt: (groups, groups) how far off that is, and how much alike in any two groups: a covariance.
         corrections: (groups,) that are the best as far as is known before; by default none, for the plan to start from.
     """
 
-    def __init__(self, space: Space, corrections: Floats | None = None) -> None:
+    def __init__(self, space: Space, doubt: Floats, corrections: Floats | None = None) -> None:
         self._space = space
         groups = len(space.start)
         self._before = space.weights + (np.zeros(groups) if corrections is None else corrections)
+        self._certain = np.linalg.inv(np.linalg.cholesky(doubt))  # makes numbers that are correlated independent
         weights = np.exp(self._before)
         self._scale = weights / max(float(space.lost(space.start[None])[0] @ weights), 1e-300)
-        self._lost, self._rewards = np.empty((0, groups)), np.empty(0)
+        self._lost, self._rewards, self._best = np.empty((0, groups)), np.empty(0), space.start
         self._seen: set[bytes] = set()
         self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there were episodes at all."""
-        return len(self._rewards) > 0
 
     @property
     def weights(self) -> Floats:
@@ -62,6 +62,8 @@ class Credit:
         self._seen |= new.keys()
         rows = list(new.values())
         self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)[rows]) * self._scale])
+        if rewards[rows].max() > self._rewards.max(initial=-np.inf):
+            self._best = plans[rows[int(np.argmax(rewards[rows]))]]
         self._rewards = np.concatenate([self._rewards, rewards[rows]])
         self._found = least_squares(self._wrong, self._found, self._slopes, method="trf", max_nfev=50).x
 
@@ -74,7 +76,7 @@ class Credit:
         return np.asarray(constant - np.exp(power) * np.log(lost @ np.exp(unknowns[:-2]) + FLOOR))
 
     def _wrong(self, unknowns: Floats) -> Floats:
-        doubts = np.append(unknowns[:-2], POWER_TRUST * (unknowns[-1] - np.log(POWER)))
+        doubts = np.append(self._certain @ unknowns[:-2], POWER_TRUST * (unknowns[-1] - np.log(POWER)))
         return np.concatenate([self._expected(self._lost, unknowns) - self._rewards, TRUST * doubts])
 
     def _slopes(self, unknowns: Floats) -> Floats:
@@ -83,10 +85,23 @@ class Credit:
         total = parts.sum(axis=1, keepdims=True) + FLOOR
         of_rewards = np.hstack([-power * parts / total, np.ones_like(total), -power * np.log(total)])
         of_doubts = np.zeros((groups + 1, groups + 2))
-        np.fill_diagonal(of_doubts, TRUST)
+        of_doubts[:-1, :-2] = TRUST * self._certain
         of_doubts[-1, -2:] = 0.0, TRUST * POWER_TRUST
         return np.vstack([of_rewards, of_doubts])
 
-    def targets(self, counts: Counts) -> Floats:
-        """Give the corrections (groups,) that would be best by the model, from what channels save in some plan."""
-        return self._space.corrections(self.weights, counts)
+    def targets(self, weights: Floats | None = None) -> Floats:
+        """Give the corrections (groups,) that would be best if groups mattered so, by default as far as is known."""
+        return self._space.corrections(self.weights if weights is None else weights, self._best)
+
+    def draw(self, generator: np.random.Generator, boldness: float) -> Floats:
+        """Draw what each group might matter as well, (groups,) logarithms, given all rewards so far.
+
+        Args:
+            generator: of what is drawn.
+            boldness: what the spread of what is drawn is multiplied by.
+        """
+        slopes = self._slopes(self._found)
+        precise = slopes.T @ slopes + TINY * np.eye(len(self._found))  # without rewards nothing tells the constant
+        noise = generator.standard_normal(len(self._found))
+        away = np.linalg.solve(np.linalg.cholesky(precise).T, noise)
+        return np.asarray(self._before + (self._found + boldness * TRUST * away)[:-2])

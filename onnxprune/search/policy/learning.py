@@ -15,8 +15,10 @@ from onnxprune.problem import Floats
 from onnxprune.search.policy.agent import Agent, Output, Shape
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import Level, batch, side_by_side
-from onnxprune.search.policy.environment import CONTEXT, Episodes, State
+from onnxprune.search.policy.environment import CONTEXT, TRUSTED, Episodes, State
 from onnxprune.stages import FEATURES
+
+MOST_ACTION = 0.99  # of what an agent may do in a step, where its actions are shifted
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Learning:
         value: weight of the critic's error.
         entropy: weight of the spread of actions.
         norm: most that the norm of all gradients may be.
-        new: least share of a batch's plans that is to be new; where fewer are, actions are drawn more widely.
-        wider: how much more.
+        boldness: how far what groups might matter is drawn from what they seem to, in parts of what is in doubt.
+        new: least share of a batch's plans that is to be new; where fewer are, it is drawn more boldly.
+        bolder: how much more.
         thoughts: further actions that are tried in each state, by the model of `Credit` alone.
     """
 
@@ -49,8 +52,9 @@ class Learning:
     value: float = 0.5
     entropy: float = 1e-3
     norm: float = 1.0
+    boldness: float = 0.25
     new: float = 0.5
-    wider: float = 1.5
+    bolder: float = 1.5
     thoughts: int = 16
 
 
@@ -63,7 +67,8 @@ class Step:
         context: (episodes, numbers).
         before: (episodes, groups) corrections so far.
         said: by the agent.
-        raw: (groups of all episodes,) actions before they are squashed.
+        raw: (groups of all episodes,) the agent's actions before they are squashed.
+        shifts: the same, what was added to them.
     """
 
     levels: Sequence[Level]
@@ -71,6 +76,7 @@ class Step:
     before: Tensor
     said: Output
     raw: Tensor
+    shifts: Tensor
 
 
 def fresh() -> Agent:
@@ -107,26 +113,37 @@ class Learner:
     ) -> None:
         self.agent, self.episodes, self.how, self._generator = agent, episodes, how, generator
         self.own = torch.zeros(episodes.groups, requires_grad=optimizer is None)
-        self._credit = Credit(episodes.space)
-        self._wider = 1.0
+        self.believe(TRUSTED * episodes.kinds)
+        self._boldness = how.boldness
+        self._drawing = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         self._optimizer = optimizer or optimizer_of(agent, how, [self.own])
 
-    def play(self, number: int, *, likely: int = 0) -> tuple[list[Step], list[State]]:
+    def play(self, number: int, aims: Sequence[Floats] = (), *, likely: int = 0) -> tuple[list[Step], list[State]]:
         """Play some episodes up to their ends, without judging them.
 
         Args:
             number: of episodes.
-            likely: in so many of them each action is the most likely one; in the others actions are drawn.
+            aims: (groups,) corrections that the last of them are to come to; there the agent's actions are shifted.
+            likely: in so many of the first each action is the most likely one; in the others actions are drawn.
         """
+        shifts = torch.zeros(number, self.episodes.groups)
+        if len(aims):
+            unshifted = self._raw(self.play_likely().corrections)
+            shifts[-len(aims) :] = torch.from_numpy(self._raw(np.stack(aims)) - unshifted)
         states, steps = [self.episodes.begin() for _ in range(number)], list[Step]()
         for _ in range(self.episodes.length):
-            steps.append(self.act(states, likely))
+            steps.append(self.act(states, shifts, likely))
             states = self.moved(states, steps[-1])
         return steps, states
 
+    def _raw(self, corrections: Floats) -> Floats:
+        """Give the action that, taken in every step, leads to corrections; before it is squashed."""
+        reach = self.episodes.length * self.episodes.largest
+        return np.asarray(np.arctanh(np.clip(corrections / reach, -MOST_ACTION, MOST_ACTION)))
+
     def moved(self, states: Sequence[State], step: Step) -> list[State]:
         """Give the states that actions lead to."""
-        actions = torch.tanh(step.raw).double().numpy().reshape(len(states), -1)
+        actions = torch.tanh(step.raw + step.shifts).double().numpy().reshape(len(states), -1)
         return [self.episodes.after(state, action) for state, action in zip(states, actions, strict=True)]
 
     def own_plan(self) -> Plan:
@@ -136,17 +153,23 @@ class Learner:
     def practise(self, number: int) -> Floats:
         """Play some episodes, let their plans be judged and learn from that; returns their rewards.
 
-        Once there is something learned, one of them is not drawn: where groups are many, what is drawn is nearly always
-        worse than what it is drawn around. Where widths come in large steps, small corrections lead to plans that are
-        known, so actions are drawn more widely until enough plans are new.
+        One of them is the agent's own, one is what is best by all that is known. In the others actions are shifted to
+        what would be best if groups mattered as they might (Thompson sampling). Where widths come in large steps, that
+        leads to plans that are known, so it is drawn more boldly until enough plans are new.
         """
-        steps, ends = self.play(number, likely=int(self._credit.is_known))
-        known = self.episodes.problem.judged
+        known, aims = self.episodes.problem.judged, self.aims(number - 1)
+        steps, ends = self.play(number, aims, likely=2)
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
         self.learn(steps, ends, rewards)
         is_new_enough = self.episodes.problem.judged - known >= self.how.new * number
-        self._wider = max(1.0, self._wider / self.how.wider) if is_new_enough else self._wider * self.how.wider
+        bolder = 1 / self.how.bolder if is_new_enough else self.how.bolder
+        self._boldness = max(self.how.boldness, self._boldness * bolder)
         return rewards
+
+    def aims(self, number: int) -> list[Floats]:
+        """Give the corrections that are best by all that is known, and such as might be, (groups,) each."""
+        weights = [self._credit.draw(self._drawing, self._boldness) for _ in range(number - 1)]
+        return [self._credit.targets(each) for each in (None, *weights)][:number]
 
     def recall(self, plans: Sequence[Plan]) -> Floats:
         """Let plans be judged that no episode led to, and learn from them what groups matter; returns their rewards."""
@@ -160,17 +183,17 @@ class Learner:
         expected = self._expected(ends)
         self._learn(steps, expected, expected)
 
-    def act(self, states: Sequence[State], likely: int = 0) -> Step:
-        """Look at some states and act in each; in so many of them each action is the most likely one."""
+    def act(self, states: Sequence[State], shifts: Tensor, likely: int = 0) -> Step:
+        """Look at some states and act in each, see `play`."""
         levels = batch([self.episodes.graph(state) for state in states])
         context = torch.from_numpy(np.stack([self.episodes.context(state) for state in states])).float()
         with torch.no_grad():
-            said = self.agent(levels, context, self.own.repeat(len(states)), self._wider)
+            said = self.agent(levels, context, self.own.repeat(len(states)))
             noise = torch.randn(said.mean.shape, generator=self._generator)
             noise[: likely * self.episodes.groups] = 0
             raw = said.mean + said.spread * noise
             before = torch.from_numpy(np.stack([state.corrections for state in states])).float()
-            return Step(levels, context, before, said, raw)
+            return Step(levels, context, before, said, raw, shifts.flatten())
 
     def learn(self, steps: Sequence[Step], ends: Sequence[State], rewards: Floats) -> None:
         """Learn from a batch of episodes, whose rewards came at their ends.
@@ -210,7 +233,7 @@ class Learner:
             (thoughts, groups of all steps and episodes) the actions taken and those thought of, before they are
             squashed; (steps, thoughts, episodes, groups) what each gains.
         """
-        wanted = torch.from_numpy(self._credit.targets(self.play_likely().counts)).float()
+        wanted = torch.from_numpy(self._credit.targets()).float()
         drawn, gains = list[Tensor](), list[Tensor]()
         for number, step in enumerate(steps, start=1):
             noise = torch.randn(self.how.thoughts, len(step.raw), generator=self._generator)
@@ -221,9 +244,9 @@ class Learner:
         gained = torch.stack(gains)
         return torch.cat(drawn, dim=1), gained - gained.mean(dim=(1, 2), keepdim=True)
 
-    def believe(self) -> None:
-        """Take the word of an agent that has learned before for what each group matters, until more is known."""
-        self._credit = Credit(self.episodes.space, self.play_likely().corrections)
+    def believe(self, corrections: Floats) -> None:
+        """Take corrections (groups,) to be the best until more is known, and forget what was learnt of the groups."""
+        self._credit = Credit(self.episodes.space, self.episodes.doubt, corrections)
 
     def play_likely(self) -> State:
         """Play the most likely episode."""
@@ -247,7 +270,7 @@ class Learner:
         return advantages, advantages + torch.stack([step.said.value for step in steps])
 
     def _loss(self, played: Step, raw: Tensor, old: Tensor, advantage: Tensor, expected: Tensor) -> Tensor:
-        said = self.agent(played.levels, played.context, self.own.repeat(len(expected)), self._wider)
+        said = self.agent(played.levels, played.context, self.own.repeat(len(expected)))
         ratio = torch.exp(said.log_prob(raw) - old)
         clipped = ratio.clamp(1 - self.how.clip, 1 + self.how.clip)
         gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
@@ -261,7 +284,8 @@ def joined(steps: Sequence[Step]) -> Step:
     said = Output(*(torch.cat([getattr(step.said, name) for step in steps]) for name in ("mean", "spread", "value")))
     columns = ([getattr(step, name) for step in steps] for name in ("context", "before"))
     context, before = (torch.cat(column) for column in columns)
-    return Step(side_by_side([step.levels for step in steps]), context, before, said, torch.cat([s.raw for s in steps]))
+    raw, shifts = (torch.cat([getattr(step, name) for step in steps]) for name in ("raw", "shifts"))
+    return Step(side_by_side([step.levels for step in steps]), context, before, said, raw, shifts)
 
 
 @contextmanager
