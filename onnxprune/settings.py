@@ -25,7 +25,7 @@ class CompressSettings:
             as text.
         max_drop: in place of targets, the points of accuracy (or agreement) that may be lost.
         search: name of a search; None chooses by whether there is data.
-        policy: file of the policy that `gnn_rl` starts from; None: it starts from the greedy plan and knows nothing.
+        policy: file of the policy that `gnn_rl` starts from; None: it knows nothing at first.
         policy_preset: ``default``, or ``paper`` for `gnn_rl` as it was published.
         budget: candidates the search may judge.
         time_limit: seconds that the search may take, over all its interruptions; None: as many as it needs.

@@ -154,11 +154,12 @@ class Learner:
         """Play some episodes, let their plans be judged and learn from that; returns their rewards.
 
         One of them is the agent's own, one is what is best by all that is known. In the others actions are shifted to
-        what would be best if groups mattered as they might (Thompson sampling). Where widths come in large steps, that
-        leads to plans that are known, so it is drawn more boldly until enough plans are new.
+        what would be best if groups mattered as they might (Thompson sampling), and half of these have the noise of the
+        agent's actions, too, for what no model tells. Where widths come in large steps, that leads to plans that are
+        known, so it is drawn more boldly until enough plans are new.
         """
         known, aims = self.episodes.problem.judged, self.aims(number - 1)
-        steps, ends = self.play(number, aims, likely=2)
+        steps, ends = self.play(number, aims, likely=2 + (number - 2) // 2)
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
         self.learn(steps, ends, rewards)
         is_new_enough = self.episodes.problem.judged - known >= self.how.new * number
