@@ -269,10 +269,13 @@ def test_credit_finds_what_each_group_matters_and_the_plan_that_follows(seed: in
 
 def test_groups_are_alike_that_look_alike_in_the_graph() -> None:
     problem = problem_of(channels_of(convs((16, 16, 16, 64, 64, 64, 64))), SINGLE, macs=0.4)
-    doubt = Episodes(problem, start_of(problem), 2).doubt
+    episodes = Episodes(problem, start_of(problem), 2)
+    doubt = episodes.doubt
     np.testing.assert_array_equal(doubt, doubt.T)
     assert np.linalg.eigvalsh(doubt).min() > 0.4
-    assert doubt[4, 5] > doubt[1, 5]  # both 64 wide, side by side
+    alike = doubt - (TRUSTED * episodes.kinds)[:, None] * (TRUSTED * episodes.kinds)
+    np.testing.assert_allclose(np.diag(alike), 1)
+    assert 0.5 > alike[4, 5] > alike[1, 5] > 0  # both 64 wide, side by side
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -326,6 +329,10 @@ def test_episodes_come_to_what_they_are_to_come_to() -> None:
     problem, _ = hard(1)
     with seeded(0) as generator:
         learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(boldness=1.0), generator)
+        with torch.no_grad():
+            learner.own += torch.linspace(
+                -0.3, 0.3, len(problem.widths)
+            )  # shifts begin at what the agent does by itself
         aims = learner.aims(4)
         _, ends = learner.play(6, aims, likely=6)
         likely = learner.play_likely().corrections
