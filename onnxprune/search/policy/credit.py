@@ -36,7 +36,7 @@ class Credit:
         self._space = space
         groups = len(space.start)
         self._before = space.weights + (np.zeros(groups) if corrections is None else corrections)
-        self._certain = np.linalg.inv(np.linalg.cholesky(doubt))  # makes numbers that are correlated independent
+        self._whitening = np.linalg.inv(np.linalg.cholesky(doubt))  # makes numbers that are correlated independent
         weights = np.exp(self._before)
         self._scale = weights / max(float(space.lost(space.start[None])[0] @ weights), 1e-300)
         self._lost, self._rewards, self._best = np.empty((0, groups)), np.empty(0), space.start
@@ -76,7 +76,7 @@ class Credit:
         return np.asarray(constant - np.exp(power) * np.log(lost @ np.exp(unknowns[:-2]) + FLOOR))
 
     def _wrong(self, unknowns: Floats) -> Floats:
-        doubts = np.append(self._certain @ unknowns[:-2], POWER_TRUST * (unknowns[-1] - np.log(POWER)))
+        doubts = np.append(self._whitening @ unknowns[:-2], POWER_TRUST * (unknowns[-1] - np.log(POWER)))
         return np.concatenate([self._expected(self._lost, unknowns) - self._rewards, TRUST * doubts])
 
     def _slopes(self, unknowns: Floats) -> Floats:
@@ -85,7 +85,7 @@ class Credit:
         total = parts.sum(axis=1, keepdims=True) + FLOOR
         of_rewards = np.hstack([-power * parts / total, np.ones_like(total), -power * np.log(total)])
         of_doubts = np.zeros((groups + 1, groups + 2))
-        of_doubts[:-1, :-2] = TRUST * self._certain
+        of_doubts[:-1, :-2] = TRUST * self._whitening
         of_doubts[-1, -2:] = 0.0, TRUST * POWER_TRUST
         return np.vstack([of_rewards, of_doubts])
 
