@@ -231,6 +231,14 @@ def hard(seed: int, net: Channels = LONG, matters: Array | None = None) -> tuple
     return problem, float(np.log(error(start) / error(best)))
 
 
+def rewards_of(problem: Problem) -> Callable[[list[Array]], Array]:
+    """Give what plans gain over the plan of the errors as they seem."""
+    assert isinstance(problem.judging, Judged)
+    error = problem.judging.error
+    start = error(problem.plan(start_of(problem)))
+    return lambda plans: np.asarray([np.log(start / error(problem.plan(plan))) for plan in plans])
+
+
 def played(problem: Problem, seed: int, rate: float, has_own: bool = True) -> float:
     """Let an agent play 10 batches, and give what its most likely actions gain in the end.
 
@@ -251,12 +259,7 @@ def test_credit_finds_what_each_group_matters_and_the_plan_that_follows(seed: in
     problem, best = hard(seed)
     space, rng = Space(problem, start_of(problem)), np.random.default_rng(0)
     credit = Credit(space, np.eye(len(space.start)))
-    assert isinstance(problem.judging, Judged)
-    error = problem.judging.error
-
-    def rewards(plans: list[Array]) -> Array:
-        return np.asarray([np.log(error(problem.plan(space.start)) / error(problem.plan(plan))) for plan in plans])
-
+    rewards = rewards_of(problem)
     np.testing.assert_allclose(credit.targets(), 0, atol=1e-9)  # nothing is known yet: stay there
     for _ in range(6):
         plans = [space.counts(rng.normal(0, 0.5, len(space.start))) for _ in range(8)]
@@ -285,12 +288,7 @@ def test_where_alike_groups_matter_alike_few_plans_tell_more(seed: int) -> None:
     alike = 0.5 * np.eye(groups) + 0.5 * (kind[:, None] == kind)
     problem, _ = hard(seed, DEEP, 1.5 * (2 * kind - 1) + rng.normal(0, 0.2, groups))
     space = Space(problem, start_of(problem))
-    assert isinstance(problem.judging, Judged)
-    error = problem.judging.error
-
-    def rewards(plans: list[Array]) -> Array:
-        return np.asarray([np.log(error(problem.plan(space.start)) / error(problem.plan(plan))) for plan in plans])
-
+    rewards = rewards_of(problem)
     plans = [space.counts(rng.normal(0, 0.5, groups)) for _ in range(40)]
     few, others, missed = plans[:groups], plans[groups:], list[float]()
     for doubt in (alike, np.eye(groups)):
@@ -305,23 +303,21 @@ def test_what_groups_might_matter_is_drawn_as_it_is_doubted_and_closer_to_the_tr
     matters = rng.normal(0, 1, len(LONG.groups))
     problem, _ = hard(0, LONG, matters)
     space = Space(problem, start_of(problem))
-    assert isinstance(problem.judging, Judged)
-    error, groups = problem.judging.error, len(matters)
+    groups = len(matters)
     doubt = 0.5 * np.eye(groups) + 0.5
     credit = Credit(space, doubt)
-    drawn = np.stack([credit.draw(rng, 0.5) for _ in range(20_000)])
+    drawn = credit.draw(20_000, rng, 0.5)
     np.testing.assert_allclose(drawn.mean(axis=0), space.weights, atol=0.02)
     np.testing.assert_allclose(np.cov(drawn.T), 0.25 * doubt, atol=0.02)
 
     def off() -> float:
-        plans = [credit.targets(credit.draw(rng, 1.0)) - credit.targets(space.weights + matters) for _ in range(200)]
-        return float(np.square(plans).mean())
+        best = credit.targets(space.weights + matters)
+        return float(np.square([credit.targets(weights) - best for weights in credit.draw(200, rng, 1.0)]).mean())
 
     before = off()
     for _ in range(3):
         plans = [space.counts(rng.normal(0, 0.5, groups)) for _ in range(8)]
-        gains = [np.log(error(problem.plan(space.start)) / error(problem.plan(plan))) for plan in plans]
-        credit.add(plans, np.asarray(gains))
+        credit.add(plans, rewards_of(problem)(plans))
     assert off() < 0.2 * before
 
 
@@ -330,9 +326,8 @@ def test_episodes_come_to_what_they_are_to_come_to() -> None:
     with seeded(0) as generator:
         learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(boldness=1.0), generator)
         with torch.no_grad():
-            learner.own += torch.linspace(
-                -0.3, 0.3, len(problem.widths)
-            )  # shifts begin at what the agent does by itself
+            # shifts begin at what the agent does by itself
+            learner.own += torch.linspace(-0.3, 0.3, len(problem.widths))
         aims = learner.aims(4)
         _, ends = learner.play(6, aims, likely=6)
         likely = learner.play_likely().corrections

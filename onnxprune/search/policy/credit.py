@@ -93,15 +93,16 @@ class Credit:
         """Give the corrections (groups,) that would be best if groups mattered so, by default as far as is known."""
         return self._space.corrections(self.weights if weights is None else weights, self._best)
 
-    def draw(self, generator: np.random.Generator, boldness: float) -> Floats:
-        """Draw what each group might matter as well, (groups,) logarithms, given all rewards so far.
+    def draw(self, number: int, generator: np.random.Generator, boldness: float) -> Floats:
+        """Draw what each group might matter as well, (number, groups) logarithms, given all rewards so far.
 
         Args:
+            number: of times.
             generator: of what is drawn.
             boldness: what the spread of what is drawn is multiplied by.
         """
         slopes = self._slopes(self._found)
         precise = slopes.T @ slopes + TINY * np.eye(len(self._found))  # without rewards nothing tells the constant
-        noise = generator.standard_normal(len(self._found))
-        away = np.linalg.solve(np.linalg.cholesky(precise).T, noise)
-        return np.asarray(self._before + (self._found + boldness * TRUST * away)[:-2])
+        noise = generator.standard_normal((number, len(self._found)))
+        away = np.linalg.solve(np.linalg.cholesky(precise).T, noise.T).T
+        return np.asarray(self._before + (self._found + boldness * TRUST * away)[:, :-2])

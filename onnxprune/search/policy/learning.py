@@ -169,7 +169,7 @@ class Learner:
 
     def aims(self, number: int) -> list[Floats]:
         """Give the corrections that are best by all that is known, and such as might be, (groups,) each."""
-        weights = [self._credit.draw(self._drawing, self._boldness) for _ in range(number - 1)]
+        weights = self._credit.draw(max(number - 1, 0), self._drawing, self._boldness)
         return [self._credit.targets(each) for each in (None, *weights)][:number]
 
     def recall(self, plans: Sequence[Plan]) -> Floats:
