@@ -26,7 +26,7 @@ from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import default_folder
 from onnxprune.reporting import versions
 from onnxprune.training import checkpoint
-from onnxprune.training.lesson import Lesson, check_teacher, train
+from onnxprune.training.lesson import Lesson, check_teacher, train, untrained
 from onnxprune.training.processes import Processes, processes
 from onnxprune.training.settings import FinetuneSettings, check
 from onnxprune.training.trainer import Result
@@ -198,7 +198,7 @@ def divided(
 
 def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[str]:
     """Say what the user should know."""
-    notes = result.notes("--resume --choose last")
+    notes = result.notes("--resume --choose last") + untrained(lesson.model)
     fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
     if fixed is not None and fixed != settings.batch:
         notes.append(

@@ -98,7 +98,7 @@ class Finish:
             model: it, repaired.
             run: folder of the run; each plan and way to train it has a folder of its own in there.
         """
-        from onnxprune.training.lesson import Lesson, train  # PyTorch takes seconds to load
+        from onnxprune.training.lesson import Lesson, train, untrained  # PyTorch takes seconds to load
         from onnxprune.training.processes import alone
         from onnxprune.training.settings import FinetuneSettings
 
@@ -115,7 +115,7 @@ class Finish:
         trained, result = train(lesson, asked, folder, alone(), self._progress, resume=True)
         if result.stopped:
             self._progress.say(result.stopped)  # of several steps, this one's notes stay in its own report
-        self.notes += result.notes("--choose last")
+        self.notes += result.notes("--choose last") + untrained(smaller)
         return trained
 
     def stages(self, smaller: ModelProto, result: ModelProto, trained: ModelProto) -> list[dict[str, Any]]:

@@ -23,6 +23,12 @@ def every_node(graph: GraphProto) -> Iterator[NodeProto]:
             yield from every_node(body)
 
 
+def every_body(graph: GraphProto) -> Iterator[GraphProto]:
+    """Give the bodies inside a graph, and those inside them."""
+    for node in every_node(graph):
+        yield from bodies(node)
+
+
 def sort_nodes(graph: GraphProto) -> None:
     """Put nodes that stand behind one that reads them before it, and move no others.
 

@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from cli_nets import Draft, run
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from training import tasks
 
 import onnxprune
@@ -306,6 +306,28 @@ def test_half_precision_inputs_are_trained(folder: Path) -> None:
     onnx.save(model, "model.onnx")
     report = finetune(epochs=3)
     assert report.epochs[3]["holdout_loss"] < report.epochs[0]["holdout_loss"]
+
+
+@pytest.mark.parametrize("form", ["initializer", "constant"])
+def test_weights_inside_a_branch_stay_and_the_report_says_so(folder: Path, form: str) -> None:
+    model = onnx.load("model.onnx")
+    assert finetune(epochs=1, out="before.onnx").notes == []
+    values = numpy_helper.from_array(np.float32([1, 2, 3, 4]), "inner")
+    kept = [values] if form == "initializer" else []
+    nodes = [] if kept else [helper.make_node("Constant", [], ["inner"], value=values)]
+    nodes.append(helper.make_node("Mul", ["scores", "inner"], ["scaled"]))
+    scores = model.graph.output[0].name
+    nodes[-1].input[0] = scores
+    made = helper.make_tensor_value_info("scaled", 1, None)
+    body = helper.make_graph(nodes, "body", [], [made], kept)
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "always"))
+    model.graph.node.append(helper.make_node("If", ["always"], ["out"], then_branch=body, else_branch=body))
+    model.graph.output[0].name = "out"
+    onnx.checker.check_model(model)
+    onnx.save(model, "model.onnx")
+    (note,) = finetune(epochs=1).notes
+    assert note == "what lies inside If, Loop or Scan is not trained: 'inner'"
+    assert onnx.load("trained.onnx").graph.node[-1] == model.graph.node[-1]
 
 
 def test_weights_may_have_any_name(folder: Path) -> None:

@@ -15,10 +15,11 @@ from onnxprune.answers import Reading
 from onnxprune.data import Data, check_labels, feeds
 from onnxprune.errors import InputError, VerifyError
 from onnxprune.inputs import model_inputs
-from onnxprune.model import Model
+from onnxprune.model import Model, constant_tensor
+from onnxprune.nodes import every_body
 from onnxprune.progress import Progress
 from onnxprune.training import normalizing
-from onnxprune.training.executor import Executor
+from onnxprune.training.executor import FLOATS, Executor
 from onnxprune.training.losses import Loss, classifier, float_readings
 from onnxprune.training.processes import Processes
 from onnxprune.training.settings import FinetuneSettings, with_rate
@@ -116,6 +117,20 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
             f"{fixed} are needed at once; give more"
         )
     return lesson
+
+
+def untrained(model: Model) -> list[str]:
+    """Say what looks like weights and stays as it is: tensors that lie inside If, Loop and Scan."""
+    found = dict[str, TensorProto]()
+    for body in every_body(model.proto.graph):
+        found |= {tensor.name: tensor for tensor in body.initializer}
+        constants = [node for node in body.node if node.op_type == "Constant"]
+        found |= {node.output[0]: tensor for node in constants if (tensor := constant_tensor(node)) is not None}
+    names = [name for name, tensor in found.items() if tensor.data_type in FLOATS and np.prod(tensor.dims) > 1]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"what lies inside If, Loop or Scan is not trained: {names[0]!r}{more}"]
 
 
 def check_runs(model: Model, data: Data) -> None:

@@ -51,6 +51,15 @@ class Credit:
         """
         return np.asarray(self._before + self._found[:-2])
 
+    @property
+    def most(self) -> float:
+        """The best reward so far; minus infinity before there is one."""
+        return float(self._rewards.max(initial=-np.inf))
+
+    def knows(self, plan: Counts) -> bool:
+        """Tell whether a plan (groups,) was among the episodes."""
+        return plan.tobytes() in self._seen
+
     def add(self, plans: Sequence[Counts], rewards: Floats) -> None:
         """Take more episodes into the fit: the channels per group that each came to, and its reward.
 
@@ -62,7 +71,7 @@ class Credit:
         self._seen |= new.keys()
         rows = list(new.values())
         self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)[rows]) * self._scale])
-        if rewards[rows].max() > self._rewards.max(initial=-np.inf):
+        if rewards[rows].max() > self.most:
             self._best = plans[rows[int(np.argmax(rewards[rows]))]]
         self._rewards = np.concatenate([self._rewards, rewards[rows]])
         self._found = least_squares(self._wrong, self._found, self._slopes, method="trf", max_nfev=50).x

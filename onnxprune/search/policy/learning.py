@@ -40,6 +40,7 @@ class Learning:
         new: least share of a batch's plans that is to be new; where fewer are, it is drawn more boldly.
         bolder: how much more.
         thoughts: further actions that are tried in each state, by the model of `Credit` alone.
+        afterthoughts: batches of episodes that are thought of after each that was judged.
     """
 
     together: int = 8
@@ -56,6 +57,7 @@ class Learning:
     new: float = 0.5
     bolder: float = 1.5
     thoughts: int = 16
+    afterthoughts: int = 2
 
 
 @dataclass(frozen=True)
@@ -153,24 +155,35 @@ class Learner:
     def practise(self, number: int) -> Floats:
         """Play some episodes, let their plans be judged and learn from that; returns their rewards.
 
-        One of them is the agent's own, one is what is best by all that is known. In the others actions are shifted to
-        what would be best if groups mattered as they might (Thompson sampling), and half of these have the noise of the
-        agent's actions, too, for what no model tells. Where widths come in large steps, that leads to plans that are
-        known, so it is drawn more boldly until enough plans are new.
+        Their actions are shifted to what is best by all that is known, and to what would be best if groups mattered as
+        they might (Thompson sampling). Nearly half keep the noise of the agent's actions, too, for what no model tells.
+        One is the agent's own, as soon as by all that is known it is as good as the best plan so far. Where widths come
+        in large steps, that leads to plans that are known, so it is drawn more boldly until enough plans are new.
         """
-        known, aims = self.episodes.problem.judged, self.aims(number - 1)
-        steps, ends = self.play(number, aims, likely=2 + (number - 2) // 2)
+        known, aims = self.episodes.problem.judged, self.aims(number - self._is_worth_judging(self.play_likely()))
+        steps, ends = self.play(number, aims, likely=number - (number - 1) // 2)
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
         self.learn(steps, ends, rewards)
+        for _ in range(self.how.afterthoughts):
+            self.think(number)
         is_new_enough = self.episodes.problem.judged - known >= self.how.new * number
         bolder = 1 / self.how.bolder if is_new_enough else self.how.bolder
         self._boldness = max(self.how.boldness, self._boldness * bolder)
         return rewards
 
+    def _is_worth_judging(self, end: State) -> bool:
+        return bool(self._expected([end])[0] >= self._credit.most)
+
     def aims(self, number: int) -> list[Floats]:
-        """Give the corrections that are best by all that is known, and such as might be, (groups,) each."""
-        weights = self._credit.draw(max(number - 1, 0), self._drawing, self._boldness)
-        return [self._credit.targets(each) for each in (None, *weights)][:number]
+        """Give the corrections that are best by all that is known, unless they were tried, and such as might be.
+
+        Returns:
+            (groups,) each.
+        """
+        best = self._credit.targets()
+        likely = [] if self._credit.knows(self.episodes.space.counts(best)) else [best]
+        drawn = self._credit.draw(max(number - len(likely), 0), self._drawing, self._boldness)
+        return [*likely, *(self._credit.targets(weights) for weights in drawn)][:number]
 
     def recall(self, plans: Sequence[Plan]) -> Floats:
         """Let plans be judged that no episode led to, and learn from them what groups matter; returns their rewards."""
