@@ -5,6 +5,7 @@
 The least error found (KL divergence on search samples), as a logarithm beside that of the greedy plan: -0.1 is 10 %
 less. `no-agent`: the agent learns nothing. `no-gnn`: the actor sees the features of its group alone. `one-stage`: the
 graph of groups without those below. `no-alike`: groups that are alike in the graph are not taken to matter alike.
+`no-probes`: no group is cut alone at first.
 `no-aims`: episodes are the agent's own, none is shifted to what might be best. `no-obs`: no feature tells what channels
 are worth. `no-state`: the graph is that of the whole network, whatever was cut. `no-thought`: no actions but those
 played.
@@ -29,6 +30,7 @@ from onnxprune.search.policy import environment, learning
 from onnxprune.search.policy.agent import Agent
 from onnxprune.search.policy.environment import Episodes, State
 from onnxprune.search.policy.learning import Learner
+from onnxprune.search.policy.prior import ALIKE
 from onnxprune.stages import Stage, Stages
 
 
@@ -89,9 +91,9 @@ class Worthless(Episodes):
         self.stages = Stages(problem.channels, problem.costs)
 
 
-def unlike(episodes: Episodes) -> Floats:
-    """Doubt every group by itself."""
-    return np.eye(episodes.groups)
+def unlike(features: Floats) -> Floats:
+    """Take no group to be like another."""
+    return ALIKE * np.eye(len(features))
 
 
 SHAPE, LEARNING = learning.fresh().shape, learning.Learning()
@@ -103,7 +105,8 @@ PARTS: dict[str, list[tuple[object, str, object]]] = {
         (environment, "Episodes", OneStage),
         (learning, "fresh", lambda: Agent(replace(SHAPE, sizes=SHAPE.sizes[-1:], rounds=SHAPE.rounds[-1:]))),
     ],
-    "no-alike": [(Episodes, "doubt", property(unlike))],
+    "no-alike": [(environment, "likeness", unlike)],
+    "no-probes": [(gnn_rl, "PROBED", 0.0)],
     "no-aims": [(Learner, "aims", lambda learner, number: [])],
     "no-obs": [(environment, "Episodes", Worthless)],
     "no-state": [(environment, "Episodes", Frozen)],

@@ -119,7 +119,7 @@ def train_policy(
             name = model.name if [other.name for other in models].count(model.name) == 1 else str(model)
             episodes |= _episodes(prepared, name, settings.shares, kept, progress)
         progress.stage("explore")
-        agent, how = agent or fresh(), Learning(rate=settings.rate)
+        agent, how = agent or fresh(), Learning(rate=settings.rate, afterthoughts=THINKING)
         optimizer = optimizer_of(agent, how)
         learners = {name: Learner(agent, place, how, generator, optimizer) for name, place in episodes.items()}
         for number, learner in enumerate(learners.values()):
@@ -198,8 +198,6 @@ def _round(learners: Sequence[Learner], settings: PolicySettings, number: int, p
     for done, at in enumerate(order):
         learner = learners[at]
         gained.append(float(learner.practise(learner.how.together).mean()))
-        for _ in range(THINKING):
-            learner.think(learner.how.together)
         progress.step(number * len(learners) + done + 1, settings.rounds * len(learners))
     progress.say(f"round {number + 1} of {settings.rounds}: episodes gain {np.mean(gained):+.3f}")
     return float(np.mean(gained))

@@ -28,7 +28,7 @@ from onnxprune.model import analyse
 from onnxprune.plan import Plan
 from onnxprune.problem import FINE, Align, Effort, Judging, Problem, by_kind
 from onnxprune.search import SearchSettings
-from onnxprune.search.greedy import WAYS, descend, search, sensitivities
+from onnxprune.search.greedy import WAYS, descend, probes, search, sensitivities
 from onnxprune.statistics import collect
 from onnxprune.surgery import cut
 from onnxprune.targets import Target
@@ -318,7 +318,7 @@ def test_sensitivities_are_answers_errors_for_an_error_of_one() -> None:
     worth = [np.linspace(1, 2, group.width) * scale for group, scale in zip(PARALLEL.groups, (1, 7, 0.3), strict=True)]
     judging = Judged(local=hurts(PARALLEL, worth, 0.2, 2.0, 0.4))
     problem = problem_of(PARALLEL, worth=worth, judging=judging, macs=0.5)
-    found = sensitivities(problem, 10, lambda done, total: None)
+    found = sensitivities(problem, probes(problem), lambda done, total: None)
     np.testing.assert_allclose(found, [0.5, 5, 1], rtol=1e-9)
     assert not judging.full
 
@@ -337,7 +337,7 @@ def test_groups_that_cost_most_are_looked_at_first_and_others_count_as_the_media
     worth = even(channels)
     judging = Judged(local=hurts(channels, worth, 3, 1, 50, 50))
     problem = problem_of(channels, worth=worth, judging=judging, macs=0.5)
-    found = sensitivities(problem, 2, lambda done, total: None)
+    found = sensitivities(problem, dict(list(probes(problem).items())[:2]), lambda done, total: None)
     probed = {int(np.flatnonzero(plan.counts < 4)[0]) for plan, _ in judging.probes}
     assert probed == {0, 1}
     np.testing.assert_allclose(found, [1.5, 0.5, 1, 1])
@@ -349,7 +349,7 @@ def test_errors_that_are_no_measure_leave_finite_sensitivities(error: float, exp
     usual = hurts(PARALLEL, worth, 1, 1, 1)
     judging = Judged(local=lambda plan: error if plan.counts[1] < 4 else usual(plan))
     problem = problem_of(PARALLEL, worth=worth, judging=judging, macs=0.5)
-    np.testing.assert_allclose(sensitivities(problem, 10, lambda done, total: None), [1, expected, 1])
+    np.testing.assert_allclose(sensitivities(problem, probes(problem), lambda done, total: None), [1, expected, 1])
     run(problem)
 
 
@@ -358,7 +358,7 @@ def test_groups_without_error_are_not_probed() -> None:
     worth[1][:] = 0
     judging = Judged(local=hurts(PARALLEL, worth, 1, 1, 1))
     problem = problem_of(PARALLEL, worth=worth, judging=judging, macs=0.5)
-    assert sensitivities(problem, 10, lambda done, total: None)[1] == 1
+    assert sensitivities(problem, probes(problem), lambda done, total: None)[1] == 1
     assert all(plan.counts[1] == 4 for plan, _ in judging.probes)
     assert len(judging.probes) == 2
 

@@ -25,7 +25,7 @@ from onnxprune.policies import PolicySettings, show_policy, train_policy
 from onnxprune.problem import Effort
 from onnxprune.search import SearchSettings, gnn_rl
 from onnxprune.search.greedy import descend
-from onnxprune.search.policy.environment import TRUSTED, Episodes
+from onnxprune.search.policy.environment import Episodes
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.storing import load, save
 
@@ -145,7 +145,7 @@ def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: P
         assert isinstance(problem.judging, Judged)
         plan = gnn_rl.search(problem, SearchSettings(12, policy=policy), lambda *_: None)
         gained[policy is not None] = float(episodes.rewards([plan])[0])
-        first = TRUSTED * episodes.kinds
+        first = episodes.prior.mean
         assert [np.array_equal(found, first) for found in believed] == ([True, False] if policy else [True])
         believed.clear()
     assert gained[True] > 0.5 * best

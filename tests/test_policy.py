@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from onnxprune.search import SearchSettings, evolution, find, gnn_rl
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import batch
-from onnxprune.search.policy.environment import CONTEXT, TRUSTED, Episodes, PruningEnv
+from onnxprune.search.policy.environment import CONTEXT, Episodes, PruningEnv
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.space import Space
 
@@ -270,17 +270,6 @@ def test_credit_finds_what_each_group_matters_and_the_plan_that_follows(seed: in
     assert rewards([space.counts(credit.targets())])[0] > 0.7 * best
 
 
-def test_groups_are_alike_that_look_alike_in_the_graph() -> None:
-    problem = problem_of(channels_of(convs((16, 16, 16, 64, 64, 64, 64))), SINGLE, macs=0.4)
-    episodes = Episodes(problem, start_of(problem), 2)
-    doubt = episodes.doubt
-    np.testing.assert_array_equal(doubt, doubt.T)
-    assert np.linalg.eigvalsh(doubt).min() > 0.4
-    alike = doubt - (TRUSTED * episodes.kinds)[:, None] * (TRUSTED * episodes.kinds)
-    np.testing.assert_allclose(np.diag(alike), 1)
-    assert 0.5 > alike[4, 5] > alike[1, 5] > 0  # both 64 wide, side by side
-
-
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_where_alike_groups_matter_alike_few_plans_tell_more(seed: int) -> None:
     groups, rng = len(DEEP.groups), np.random.default_rng(seed)
@@ -336,6 +325,49 @@ def test_episodes_come_to_what_they_are_to_come_to() -> None:
         np.testing.assert_allclose(end.corrections, aim, atol=0.05)
 
 
+def test_what_is_best_by_all_that_is_known_is_tried_once() -> None:
+    problem, _ = hard(1)
+    with seeded(0) as generator:
+        learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(), generator)
+        credit, space = learner._credit, learner.episodes.space
+        for _ in range(20):
+            wanted = credit.targets()
+            if credit.knows(space.counts(wanted)):
+                break
+            np.testing.assert_array_equal(learner.aims(1), [wanted])  # the last plan of a budget, too
+            np.testing.assert_array_equal(learner.aims(3)[0], wanted)
+            learner.recall([space.plan(wanted)])
+        assert credit.knows(space.counts(wanted))
+        assert all(np.abs(aim - wanted).max() > 1e-3 for aim in learner.aims(3))
+
+
+def test_the_plan_of_an_agent_is_judged_as_soon_as_it_seems_as_good_as_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, _ = hard(2)
+    shifted, play = list[int](), Learner.play
+
+    def noted(learner: Learner, number: int, aims: Sequence[Array] = (), *, likely: int = 0) -> Any:
+        if number > 1:
+            shifted.append(len(aims))
+        return play(learner, number, aims, likely=likely)
+
+    monkeypatch.setattr(Learner, "play", noted)
+    with seeded(0) as generator:
+        learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(afterthoughts=0), generator)
+        rng, space = np.random.default_rng(0), learner.episodes.space
+        rewards = learner.recall([space.plan(rng.normal(0, 0.5, len(space.start))) for _ in range(8)])
+        assert rewards.max() > 0.1
+        learner.practise(4)
+        for _ in range(15):
+            learner.think(4)
+        own = learner.own_plan()
+        learner.practise(4)
+    assert [number for number in shifted if number] == [4, 3]
+    assert isinstance(problem.judging, Judged)
+    assert own.counts.tolist() in [plan.counts.tolist() for plan, _ in problem.judging.full]
+
+
 def test_what_is_tried_in_thought_is_not_judged() -> None:
     judged = []
     for thoughts in (0, 64):
@@ -359,7 +391,7 @@ def test_an_agent_that_is_believed_stays_at_its_own_plan_until_more_is_known() -
             if believed:
                 learner.believe(likely)
             wanted = learner._credit.targets()
-            best = likely if believed else TRUSTED * learner.episodes.kinds
+            best = likely if believed else learner.episodes.prior.mean
             np.testing.assert_allclose(wanted, best - np.median(best), atol=1e-6)
 
 

@@ -13,6 +13,7 @@ from onnxprune.problem import Problem
 from onnxprune.search import Budget, Progress, SearchSettings, greedy
 
 LENGTH = 2  # actions of an episode
+PROBED = 0.125  # of the budget: groups that are cut alone at first
 
 
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
@@ -27,25 +28,33 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         return search_as_paper(problem, settings, progress)
     from onnxprune.search.policy.environment import Episodes
     from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
+    from onnxprune.search.policy.prior import probe
     from onnxprune.search.policy.storing import load
 
     how = Learning()
     with seeded(settings.seed) as generator:
         agent = fresh() if settings.policy is None else load(settings.policy)[0]
         episodes = Episodes(problem, greedy.descend(problem), LENGTH)
+        probes = 0
+        if problem.judging is not None:
+            number = int(PROBED * settings.budget)
+            episodes.probed, probes = probe(
+                problem, episodes.alike, number, lambda done, _: progress(done, settings.budget), settings.stop
+            )
         learner = Learner(agent, episodes, how, generator)
         own = learner.play_likely()
         if settings.policy is not None and settings.budget == 1:
             progress(1, 1)
             return problem.plan(own.counts)
-        budget = Budget(problem, settings, progress)
-        begun = [problem.plan(episodes.space.start), problem.plan(own.counts), episodes.space.plan(episodes.kinds)]
-        gains = episodes.rewards(begun[: settings.budget])
+        budget = Budget(problem, settings, progress, probes)
+        followed = [] if settings.policy is None else [problem.plan(own.counts)]
+        begun = [problem.plan(episodes.space.start), *followed, episodes.space.plan(episodes.kinds)][: budget.left]
+        gains = episodes.rewards(begun)
         if settings.policy is not None and gains[1] > 0 and gains[1] == gains.max():
             learner.believe(own.corrections)
         elif settings.policy is not None:
             learner = Learner(fresh(), episodes, how, generator)
-        learner.recall(begun[: settings.budget])
+        learner.recall(begun)
         budget.count()
         while budget.goes_on():
             learner.practise(min(how.together, budget.left))

@@ -7,7 +7,8 @@ both measures give a plan each, and the plan whose repaired model answers best w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         total = probes + WAYS
         progress(done, total)
 
-    measured = sensitivities(problem, settings.budget - WAYS, told, settings.stop)
+    chosen = dict(list(probes(problem).items())[: max(settings.budget - WAYS, 0)])
+    measured = sensitivities(problem, chosen, told, settings.stop)
     scales = [np.ones(len(problem.widths)), by_kind(problem), *(measured**power for power in POWERS)]
     found: dict[bytes, Plan] = {}
     for scale in scales:
@@ -66,37 +68,58 @@ def warm_start(problem: Problem, settings: SearchSettings, progress: Progress) -
     return plan.counts, used
 
 
+@dataclass(frozen=True)
+class Probe:
+    """One group cut alone.
+
+    Attributes:
+        plan: that does it.
+        added: error by the criterion where the group is read.
+    """
+
+    plan: Plan
+    added: float
+
+
+def probes(problem: Problem) -> dict[int, Probe]:
+    """Give a probe for every group that can be cut, those that cost most first."""
+    found: dict[int, Probe] = {}
+    for group in np.argsort(-problem.saved_by_all(), kind="stable"):
+        width, counts = int(problem.widths[group]), problem.most.copy()
+        counts[group] = max(round(width * (1 - PROBE)), problem.least[group], 1)
+        added = float(np.sort(problem.importance[group])[: width - counts[group]].sum())
+        if counts[group] < problem.most[group] and added > 0:
+            found[int(group)] = Probe(problem.plan(counts), added)
+    return found
+
+
 def sensitivities(
-    problem: Problem, budget: int, progress: Progress, stop: Callable[[], bool] = lambda: False
+    problem: Problem,
+    probes: Mapping[int, Probe],
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Floats:
     """Measure for each group what an error where it is read means for the model's answers.
 
     Args:
         problem: what to solve.
-        budget: how many groups may be looked at; those that cost most are.
+        probes: of the groups that are looked at.
         progress: told how many are done.
         stop: tells whether those that are left must do without.
 
     Returns:
-        Error of the answers for an error of 1, relative to the median group; (groups,).
+        Error of the answers for an error of 1, relative to the median group; (groups,), 1 where nothing was measured.
     """
     assert problem.judging is not None
-    probes: dict[int, tuple[Plan, float]] = {}
-    for group in np.argsort(-problem.saved_by_all(), kind="stable"):
-        width, counts = int(problem.widths[group]), problem.most.copy()
-        counts[group] = max(round(width * (1 - PROBE)), problem.least[group], 1)
-        added = float(np.sort(problem.importance[group])[: width - counts[group]].sum())
-        if counts[group] < problem.most[group] and added > 0 and len(probes) < budget:
-            probes[int(group)] = (problem.plan(counts), added)
     ratios = np.full(len(problem.widths), np.nan)
     groups = list(probes)
     for start in range(0, len(groups), problem.together):
         if stop():
             break
         part = groups[start : start + problem.together]
-        errors = problem.judging.errors([probes[group][0] for group in part], effort="probe")
+        errors = problem.judging.errors([probes[group].plan for group in part], effort="probe")
         for group, error in zip(part, errors, strict=True):
-            ratios[group] = max(error, 0) / probes[group][1]
+            ratios[group] = max(error, 0) / probes[group].added
         progress(start + len(part), len(groups))
     finite = ratios[np.isfinite(ratios) & (ratios > 0)]
     middle = float(np.median(finite)) if len(finite) else 1.0

@@ -30,6 +30,9 @@ class Credit:
         space: what plans mean.
         doubt: (groups, groups) how far off that is, and how much alike in any two groups: a covariance.
         corrections: (groups,) that are the best as far as is known before; by default none, for the plan to start from.
+
+    Attributes:
+        best: channels per group of the plan with the largest reward so far, before there is one of that to start from.
     """
 
     def __init__(self, space: Space, doubt: Floats, corrections: Floats | None = None) -> None:
@@ -39,7 +42,7 @@ class Credit:
         self._whitening = np.linalg.inv(np.linalg.cholesky(doubt))  # makes numbers that are correlated independent
         weights = np.exp(self._before)
         self._scale = weights / max(float(space.lost(space.start[None])[0] @ weights), 1e-300)
-        self._lost, self._rewards, self._best = np.empty((0, groups)), np.empty(0), space.start
+        self._lost, self._rewards, self.best = np.empty((0, groups)), np.empty(0), space.start
         self._seen: set[bytes] = set()
         self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])
 
@@ -50,11 +53,6 @@ class Credit:
         Before anything is known they are those for which the corrections taken to be best are.
         """
         return np.asarray(self._before + self._found[:-2])
-
-    @property
-    def most(self) -> float:
-        """The best reward so far; minus infinity before there is one."""
-        return float(self._rewards.max(initial=-np.inf))
 
     def knows(self, plan: Counts) -> bool:
         """Tell whether a plan (groups,) was among the episodes."""
@@ -71,8 +69,8 @@ class Credit:
         self._seen |= new.keys()
         rows = list(new.values())
         self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)[rows]) * self._scale])
-        if rewards[rows].max() > self.most:
-            self._best = plans[rows[int(np.argmax(rewards[rows]))]]
+        if rewards[rows].max() > self._rewards.max(initial=-np.inf):
+            self.best = plans[rows[int(np.argmax(rewards[rows]))]]
         self._rewards = np.concatenate([self._rewards, rewards[rows]])
         self._found = least_squares(self._wrong, self._found, self._slopes, method="trf", max_nfev=50).x
 
@@ -100,7 +98,7 @@ class Credit:
 
     def targets(self, weights: Floats | None = None) -> Floats:
         """Give the corrections (groups,) that would be best if groups mattered so, by default as far as is known."""
-        return self._space.corrections(self.weights if weights is None else weights, self._best)
+        return self._space.corrections(self.weights if weights is None else weights, self.best)
 
     def draw(self, number: int, generator: np.random.Generator, boldness: float) -> Floats:
         """Draw what each group might matter as well, (number, groups) logarithms, given all rewards so far.

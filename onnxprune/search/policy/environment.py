@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Counts, Floats, Problem, by_kind
+from onnxprune.search.policy.prior import Prior, likeness, prior
 from onnxprune.search.policy.space import Space
 from onnxprune.stages import Stage, Stages
 
@@ -23,9 +24,6 @@ LARGEST = 2.0  # log of what the action of an episode of one makes a group deare
 MOST_REWARD = 5.0  # an answer that is no number, or next to perfect, is worth no more than this
 LEAST_LOST = 1e-3  # of the variance of what layers answer
 MOST_KIND = 4.0  # log of what a kind of groups is told to be dearer than others, at most
-LEAST_SPREAD = 1e-9  # features that vary no more than that tell nothing
-ALIKE, NEAR = 0.5, 0.5  # of two groups with the same features; how fast that falls, in their usual distance
-TRUSTED = 0.5  # how far it is true beforehand that all kinds of groups count alike, give or take as much
 TINY = 1e-4  # of the error to start from: errors below are no better
 CONTEXT = ("step", "macs target", "params target", "other targets", "macs", "params", "lost")
 """What an agent is told beside the graph: how far the episode is, logarithms of shares of the original, and of what the
@@ -58,6 +56,7 @@ class Episodes:
     Attributes:
         largest: log of what one action makes a group dearer, at most.
         kinds: (groups,) corrections with which the errors of every kind of group count alike, see `by_kind`.
+        probed: (groups,) those that probes speak for, see `probe`; none so far.
     """
 
     def __init__(self, problem: Problem, start: Counts, length: int) -> None:
@@ -69,6 +68,7 @@ class Episodes:
         self._kept_at_start = np.log(np.maximum(start, 1) / np.maximum(problem.most, 1))
         self._lost_at_start = np.log10(float(self.space.lost(start[None]).sum()) + LEAST_LOST)
         self.groups = len(start)
+        self.probed = np.zeros(self.groups)
 
     @cached_property
     def _first(self) -> float:
@@ -92,20 +92,14 @@ class Episodes:
         return self.stages.at(state.counts, np.stack([state.corrections, self._kept_at_start, self.kinds], axis=1))
 
     @cached_property
-    def doubt(self) -> Floats:
-        """How far off it is what groups seem to matter, and how much alike that is in any two: (groups, groups).
+    def alike(self) -> Floats:
+        """How much any two groups have in common in the graph of the whole network, see `likeness`."""
+        return likeness(self.graph(self.begin())[-1].nodes.astype(np.float64))
 
-        A covariance of logarithms. Groups are alike that have similar features in the graph of the whole network, and
-        what one kind of groups is told to matter more than others is true of all of them or of none.
-        """
-        features = self.graph(self.begin())[-1].nodes.astype(np.float64)
-        features -= features.mean(axis=0)
-        spread = features.std(axis=0)
-        features = features[:, spread > LEAST_SPREAD] / spread[spread > LEAST_SPREAD]
-        away = np.square(features[:, None] - features[None]).sum(axis=2)
-        usual = max(float(np.median(away)), LEAST_SPREAD)
-        alike = ALIKE * np.exp(-away / (2 * NEAR**2 * usual))
-        return np.asarray((1 - ALIKE) * np.eye(self.groups) + alike + TRUSTED**2 * np.outer(self.kinds, self.kinds))
+    @property
+    def prior(self) -> Prior:
+        """What is believed of groups before any plan is judged."""
+        return prior(self.alike, self.kinds, self.probed)
 
     def context(self, state: State) -> Floats:
         """Describe a state as a whole, see `CONTEXT`."""

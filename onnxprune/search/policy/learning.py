@@ -15,7 +15,7 @@ from onnxprune.problem import Floats
 from onnxprune.search.policy.agent import Agent, Output, Shape
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import Level, batch, side_by_side
-from onnxprune.search.policy.environment import CONTEXT, TRUSTED, Episodes, State
+from onnxprune.search.policy.environment import CONTEXT, Episodes, State
 from onnxprune.stages import FEATURES
 
 MOST_ACTION = 0.99  # of what an agent may do in a step, where its actions are shifted
@@ -115,7 +115,7 @@ class Learner:
     ) -> None:
         self.agent, self.episodes, self.how, self._generator = agent, episodes, how, generator
         self.own = torch.zeros(episodes.groups, requires_grad=optimizer is None)
-        self.believe(TRUSTED * episodes.kinds)
+        self.believe(episodes.prior.mean)
         self._boldness = how.boldness
         self._drawing = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         self._optimizer = optimizer or optimizer_of(agent, how, [self.own])
@@ -172,7 +172,8 @@ class Learner:
         return rewards
 
     def _is_worth_judging(self, end: State) -> bool:
-        return bool(self._expected([end])[0] >= self._credit.most)
+        own, best = self._credit.expected(np.stack([end.counts, self._credit.best]))
+        return bool(own >= best)
 
     def aims(self, number: int) -> list[Floats]:
         """Give the corrections that are best by all that is known, unless they were tried, and such as might be.
@@ -260,7 +261,7 @@ class Learner:
 
     def believe(self, corrections: Floats) -> None:
         """Take corrections (groups,) to be the best until more is known, and forget what was learnt of the groups."""
-        self._credit = Credit(self.episodes.space, self.episodes.doubt, corrections)
+        self._credit = Credit(self.episodes.space, self.episodes.prior.doubt, corrections)
 
     def play_likely(self) -> State:
         """Play the most likely episode."""

@@ -1,0 +1,92 @@
+"""What is believed of groups before any plan is judged: how much more their errors matter than it seems.
+
+Groups that are alike in the graph matter alike. That tells which few groups are worth cutting alone, to see what their
+errors mean for the answers, and what that says of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.problem import Floats, Problem
+from onnxprune.search import Progress, greedy
+
+LEAST_SPREAD = 1e-9  # features that vary no more than that tell nothing
+ALIKE, NEAR = 0.5, 0.5  # of two groups with the same features; how fast that falls, in their usual distance
+KINDS, KINDS_DOUBT = 0.5, 0.5  # how far it is true that all kinds of groups count alike, give or take
+PROBES, PROBES_DOUBT = 0.5, 0.25  # how far it is true what probes say, give or take
+NOISE = 0.1  # of a probe, beside `ALIKE`
+MOST_PROBED = 4.0  # log of how much more a probe may say that errors matter than in the median group
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed, as corrections of the ranking.
+
+    Attributes:
+        mean: (groups,) the most likely ones.
+        doubt: (groups, groups) how far off that is, and how much alike in any two groups: a covariance.
+    """
+
+    mean: Floats
+    doubt: Floats
+
+
+def prior(alike: Floats, kinds: Floats, probed: Floats) -> Prior:
+    """Put together what is believed; how far each part of it is true is in doubt as a whole.
+
+    Args:
+        alike: see `likeness`.
+        kinds: (groups,) corrections with which the errors of every kind of group count alike.
+        probed: (groups,) those that probes speak for.
+    """
+    doubt = (1 - ALIKE) * np.eye(len(kinds)) + alike
+    doubt += KINDS_DOUBT**2 * np.outer(kinds, kinds) + PROBES_DOUBT**2 * np.outer(probed, probed)
+    return Prior(KINDS * kinds + PROBES * probed, doubt)
+
+
+def likeness(features: Floats) -> Floats:
+    """Tell how much two groups have in common, (groups, groups), from the features of each in the graph."""
+    features = features - features.mean(axis=0)
+    spread = features.std(axis=0)
+    features = features[:, spread > LEAST_SPREAD] / spread[spread > LEAST_SPREAD]
+    away = np.square(features[:, None] - features[None]).sum(axis=2)
+    usual = max(float(np.median(away)), LEAST_SPREAD)
+    return np.asarray(ALIKE * np.exp(-away / (2 * NEAR**2 * usual)))
+
+
+def probe(
+    problem: Problem, alike: Floats, number: int, progress: Progress, stop: Callable[[], bool]
+) -> tuple[Floats, int]:
+    """Cut a few groups alone, such as tell most of all others, and find the corrections that speak from what that does.
+
+    Args:
+        problem: what to solve.
+        alike: see `likeness`.
+        number: of groups.
+        progress: told how many are done.
+        stop: tells whether those that are left must do without.
+
+    Returns:
+        (groups,) corrections; how many groups were cut.
+    """
+    candidates = greedy.probes(problem)
+    chosen = spread_out(alike, list(candidates), number)
+    measured = greedy.sensitivities(problem, {group: candidates[group] for group in chosen}, progress, stop)
+    known = alike[np.ix_(chosen, chosen)] + NOISE * np.eye(len(chosen))
+    logs = np.clip(np.log(measured[chosen]), -MOST_PROBED, MOST_PROBED)
+    return np.asarray(alike[:, chosen] @ np.linalg.solve(known, logs)), len(chosen)
+
+
+def spread_out(alike: Floats, candidates: Sequence[int], number: int) -> list[int]:
+    """Choose groups one by one, always that of which those before tell least; among equals the first."""
+    chosen = list[int]()
+    left = list(candidates)
+    while left and len(chosen) < number:
+        known = alike[np.ix_(chosen, chosen)] + NOISE * np.eye(len(chosen))
+        told = (alike[np.ix_(left, chosen)] * np.linalg.solve(known, alike[np.ix_(chosen, left)]).T).sum(axis=1)
+        chosen.append(left.pop(int(np.argmin(told))))
+    return chosen
