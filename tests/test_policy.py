@@ -359,7 +359,7 @@ def test_the_plan_of_an_agent_is_judged_as_soon_as_it_seems_as_good_as_the_best(
         rewards = learner.recall([space.plan(rng.normal(0, 0.5, len(space.start))) for _ in range(8)])
         assert rewards.max() > 0.1
         learner.practise(4)
-        for _ in range(15):
+        for _ in range(40):
             learner.think(4)
         own = learner.own_plan()
         learner.practise(4)

@@ -14,6 +14,7 @@ from onnxprune.search import Budget, Progress, SearchSettings, greedy
 
 LENGTH = 2  # actions of an episode
 PROBED = 0.125  # of the budget: groups that are cut alone at first
+FEWEST_PROBED = 4  # what fewer of them do says nothing: they are compared with each other
 
 
 def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
@@ -36,10 +37,13 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         agent = fresh() if settings.policy is None else load(settings.policy)[0]
         episodes = Episodes(problem, greedy.descend(problem), LENGTH)
         probes = 0
-        if problem.judging is not None:
-            number = int(PROBED * settings.budget)
+        if problem.judging is not None and PROBED * settings.budget >= FEWEST_PROBED:
             episodes.probed, probes = probe(
-                problem, episodes.alike, number, lambda done, _: progress(done, settings.budget), settings.stop
+                problem,
+                episodes.alike,
+                int(PROBED * settings.budget),
+                lambda done, _: progress(done, settings.budget),
+                settings.stop,
             )
         learner = Learner(agent, episodes, how, generator)
         own = learner.play_likely()
