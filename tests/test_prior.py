@@ -29,8 +29,11 @@ PAIRS = np.repeat([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], 2, axis=0)  # features o
 
 def test_groups_are_alike_that_look_alike_in_the_graph() -> None:
     problem = problem_of(channels_of(convs((16, 16, 16, 64, 64, 64, 64))), SINGLE, macs=0.4)
-    alike = Episodes(problem, start_of(problem), 2).alike
+    episodes = Episodes(problem, start_of(problem), 2)
+    alike, doubt = episodes.alike, episodes.prior.doubt
     np.testing.assert_array_equal(alike, alike.T)
+    np.testing.assert_array_equal(doubt, doubt.T)
+    assert np.linalg.eigvalsh(doubt).min() > 0.4
     np.testing.assert_allclose(np.diag(alike), ALIKE)
     assert ALIKE > alike[4, 5] > alike[1, 5] > 0  # both 64 wide, side by side
 

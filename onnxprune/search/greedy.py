@@ -73,11 +73,11 @@ class Probe:
     """One group cut alone.
 
     Attributes:
-        plan: that does it.
+        counts: channels per group that are left.
         added: error by the criterion where the group is read.
     """
 
-    plan: Plan
+    counts: Counts
     added: float
 
 
@@ -89,7 +89,7 @@ def probes(problem: Problem) -> dict[int, Probe]:
         counts[group] = max(round(width * (1 - PROBE)), problem.least[group], 1)
         added = float(np.sort(problem.importance[group])[: width - counts[group]].sum())
         if counts[group] < problem.most[group] and added > 0:
-            found[int(group)] = Probe(problem.plan(counts), added)
+            found[int(group)] = Probe(counts, added)
     return found
 
 
@@ -117,7 +117,7 @@ def sensitivities(
         if stop():
             break
         part = groups[start : start + problem.together]
-        errors = problem.judging.errors([probes[group].plan for group in part], effort="probe")
+        errors = problem.judging.errors([problem.plan(probes[group].counts) for group in part], effort="probe")
         for group, error in zip(part, errors, strict=True):
             ratios[group] = max(error, 0) / probes[group].added
         progress(start + len(part), len(groups))
