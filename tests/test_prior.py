@@ -9,6 +9,7 @@ from nets import Array
 from test_greedy import SINGLE, Judged, channels_of, even, hurts, problem_of
 from test_policy import hard, rewards_of, start_of
 
+from onnxprune.search.gnn_rl import probe
 from onnxprune.search.policy.environment import Episodes
 from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
 from onnxprune.search.policy.prior import (
@@ -20,7 +21,6 @@ from onnxprune.search.policy.prior import (
     PROBES_DOUBT,
     likeness,
     prior,
-    probe,
     spread_out,
 )
 

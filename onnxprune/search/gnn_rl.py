@@ -8,8 +8,10 @@ ranking of all channels instead of being ratios, and every plan meets the target
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnxprune.plan import Plan
-from onnxprune.problem import Problem
+from onnxprune.problem import Floats, Problem
 from onnxprune.search import Budget, Progress, SearchSettings, greedy
 
 LENGTH = 2  # actions of an episode
@@ -29,7 +31,6 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         return search_as_paper(problem, settings, progress)
     from onnxprune.search.policy.environment import Episodes
     from onnxprune.search.policy.learning import Learner, Learning, fresh, seeded
-    from onnxprune.search.policy.prior import probe
     from onnxprune.search.policy.storing import load
 
     how = Learning()
@@ -64,3 +65,26 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
             learner.practise(min(how.together, budget.left))
             budget.count()
     return problem.best(1)[0]
+
+
+def probe(
+    problem: Problem, alike: Floats, number: int, progress: Progress, stop: Callable[[], bool]
+) -> tuple[Floats, int]:
+    """Cut a few groups alone, such as tell most of all others, and find the corrections that speak from what that does.
+
+    Args:
+        problem: what to solve.
+        alike: (groups, groups) how much they have in common, see `prior.likeness`.
+        number: of groups.
+        progress: told how many are done.
+        stop: tells whether those that are left must do without.
+
+    Returns:
+        (groups,) corrections; how many groups were cut.
+    """
+    from onnxprune.search.policy.prior import spread_out, told
+
+    candidates = greedy.probes(problem)
+    chosen = spread_out(alike, list(candidates), number)
+    measured = greedy.sensitivities(problem, {group: candidates[group] for group in chosen}, progress, stop)
+    return told(alike, chosen, measured[chosen]), len(chosen)

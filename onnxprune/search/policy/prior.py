@@ -6,13 +6,12 @@ errors mean for the answers, and what that says of the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.problem import Floats, Problem
-from onnxprune.search import Progress, greedy
+from onnxprune.problem import Floats
 
 LEAST_SPREAD = 1e-9  # features that vary no more than that tell nothing
 ALIKE, NEAR = 0.5, 0.5  # of two groups with the same features; how fast that falls, in their usual distance
@@ -58,27 +57,20 @@ def likeness(features: Floats) -> Floats:
     return np.asarray(ALIKE * np.exp(-away / (2 * NEAR**2 * usual)))
 
 
-def probe(
-    problem: Problem, alike: Floats, number: int, progress: Progress, stop: Callable[[], bool]
-) -> tuple[Floats, int]:
-    """Cut a few groups alone, such as tell most of all others, and find the corrections that speak from what that does.
+def told(alike: Floats, groups: Sequence[int], measured: Floats) -> Floats:
+    """Find the corrections that speak from cutting a few groups alone.
 
     Args:
-        problem: what to solve.
         alike: see `likeness`.
-        number: of groups.
-        progress: told how many are done.
-        stop: tells whether those that are left must do without.
+        groups: those that were cut.
+        measured: (those,) what an error of 1 in each means for the answers, relative to the median group.
 
     Returns:
-        (groups,) corrections; how many groups were cut.
+        (groups,) those not cut take after what they have in common with those that were.
     """
-    candidates = greedy.probes(problem)
-    chosen = spread_out(alike, list(candidates), number)
-    measured = greedy.sensitivities(problem, {group: candidates[group] for group in chosen}, progress, stop)
-    known = alike[np.ix_(chosen, chosen)] + NOISE * np.eye(len(chosen))
-    logs = np.clip(np.log(measured[chosen]), -MOST_PROBED, MOST_PROBED)
-    return np.asarray(alike[:, chosen] @ np.linalg.solve(known, logs)), len(chosen)
+    known = alike[np.ix_(groups, groups)] + NOISE * np.eye(len(groups))
+    logs = np.clip(np.log(measured), -MOST_PROBED, MOST_PROBED)
+    return np.asarray(alike[:, groups] @ np.linalg.solve(known, logs))
 
 
 def spread_out(alike: Floats, candidates: Sequence[int], number: int) -> list[int]:
@@ -87,6 +79,6 @@ def spread_out(alike: Floats, candidates: Sequence[int], number: int) -> list[in
     left = list(candidates)
     while left and len(chosen) < number:
         known = alike[np.ix_(chosen, chosen)] + NOISE * np.eye(len(chosen))
-        told = (alike[np.ix_(left, chosen)] * np.linalg.solve(known, alike[np.ix_(chosen, left)]).T).sum(axis=1)
-        chosen.append(left.pop(int(np.argmin(told))))
+        explained = (alike[np.ix_(left, chosen)] * np.linalg.solve(known, alike[np.ix_(chosen, left)]).T).sum(axis=1)
+        chosen.append(left.pop(int(np.argmin(explained))))
     return chosen
