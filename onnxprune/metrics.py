@@ -5,12 +5,13 @@ Every cost is a sum of products of axis sizes, and every axis size is linear in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array, hstack
 
 from onnxprune.channels import Channels
 from onnxprune.ops import FREE_OF_MACS, rule_for
@@ -78,7 +79,10 @@ class Sum:
 
 
 class _AxisTable:
-    """Sizes of the axes that can change, as linear functions of the channels kept per group."""
+    """Sizes of the axes that can change, as linear functions of the channels kept per group.
+
+    Most axes are as long as many others at all widths; they share a column.
+    """
 
     def __init__(self, channels: Channels) -> None:
         self._first: dict[Key, int] = {}
@@ -86,20 +90,24 @@ class _AxisTable:
         for key, axes in channels.axes.items():
             self._first[key] = total
             total += len(axes)
-        changing = np.unique(np.concatenate([*(g.axes for g in channels.groups), np.empty(0, np.int64)]))
+        groups, none = channels.groups, np.empty(0, np.int64)
+        owners = np.repeat(np.arange(len(groups)), [len(g.axes) for g in groups])
+        axes_of = np.concatenate([*(g.axes for g in groups), none])
+        owned = np.concatenate([*(g.multiplicity for g in groups), none]).astype(np.float64)
+        by_axis = csc_array((owned, (owners, axes_of)), shape=(len(groups), total))
+        fixed = np.bincount(channels.axis_of, minlength=total) - np.asarray([g.width for g in groups]) @ by_axis
+        changing = np.flatnonzero(np.diff(by_axis.indptr))
+        columns: dict[tuple[float, bytes, bytes], int] = {}
         self._columns = np.full(total + 1, -1, np.int64)
-        self._columns[changing] = np.arange(len(changing))
-        self.one = len(changing)  # the column of a size that is always 1
-        groups = channels.groups
-        rows = np.repeat(np.arange(len(groups)), [len(g.axes) for g in groups])
-        columns = self._columns[np.concatenate([*(g.axes for g in groups), np.empty(0, np.int64)])]
-        owned = np.concatenate([*(g.multiplicity for g in groups), np.empty(0, np.int64)]).astype(np.float64)
-        self.per_channel = csr_array((owned, (rows, columns)), shape=(len(groups), len(changing) + 1))
-        self.fixed = np.zeros(len(changing) + 1)
-        lengths = np.bincount(channels.axis_of, minlength=total)[changing]
-        widths = np.asarray([[g.width for g in groups]], np.float64)
-        self.fixed[:-1] = lengths - (widths @ self.per_channel)[0, :-1]
-        self.fixed[-1] = 1
+        for axis in changing:
+            part = slice(*by_axis.indptr[axis : axis + 2])
+            function = (float(fixed[axis]), by_axis.indices[part].tobytes(), by_axis.data[part].tobytes())
+            self._columns[axis] = columns.setdefault(function, len(columns))
+        self.one = len(columns)  # the column of a size that is always 1
+        different = changing[np.unique(self._columns[changing], return_index=True)[1]]
+        self.fixed = np.append(fixed[different], 1.0)
+        nothing = csc_array((len(groups), 1))
+        self.per_channel = csr_array(hstack([by_axis[:, different], nothing]))
 
     def column(self, axes: Axes, axis: int) -> int:
         return int(self._columns[self._first[axes.key] + axis])
@@ -108,6 +116,25 @@ class _AxisTable:
         """Give the size of every changing axis, and a column of ones, for each plan."""
         result: Floats = self.fixed + counts @ self.per_channel
         return result
+
+
+class _Lazy(Mapping[str, Floats]):
+    """Costs that are computed when they are looked at: searches look at one, many thousand times."""
+
+    def __init__(self, ways: Mapping[str, Callable[[], Floats]]) -> None:
+        self._ways = ways
+        self._found: dict[str, Floats] = {}
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self._found:
+            self._found[name] = self._ways[name]()
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ways)
+
+    def __len__(self) -> int:
+        return len(self._ways)
 
 
 class Costs:
@@ -133,35 +160,44 @@ class Costs:
         self._set_up_params()
         self._set_up_activations()
 
-    def of(self, counts: npt.ArrayLike) -> dict[str, Floats]:
+    def of(self, counts: npt.ArrayLike) -> Mapping[str, Floats]:
         """Cost plans, given the channels they keep per group.
 
         Args:
             counts: (plans, groups), or (groups,) for one plan; fractions are allowed.
 
         Returns:
-            Per metric an array (plans,), what is predicted among them.
+            Per metric an array (plans,), what is predicted among them; each is computed when it is first looked at.
         """
         table = np.atleast_2d(np.asarray(counts, np.float64))
-        return self.counted(table) | {name: predict(table) for name, predict in self.predicted.items()}
+        return _Lazy({**self._ways(table), **{name: partial(way, table) for name, way in self.predicted.items()}})
 
-    def counted(self, counts: npt.ArrayLike) -> dict[str, Floats]:
+    def counted(self, counts: npt.ArrayLike) -> Mapping[str, Floats]:
         """Give what follows from counting alone, see `of`."""
-        table = np.atleast_2d(np.asarray(counts, np.float64))
-        rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self.table.one))
-        parts = [self._of_rows(table[start : start + rows]) for start in range(0, len(table), rows)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+        return _Lazy(self._ways(np.atleast_2d(np.asarray(counts, np.float64))))
 
-    def _of_rows(self, counts: Floats) -> dict[str, Floats]:
-        sizes = self.table.sizes(counts)
-        params = self.param_sum.terms(sizes)
+    def _ways(self, counts: Floats) -> dict[str, Callable[[], Floats]]:
+        ways = (self._macs_of, self._params_of, self._file_bytes_of, self._activation_bytes_of)
+        return {name: partial(self._in_parts, way, counts) for name, way in zip(METRICS, ways, strict=True)}
+
+    def _in_parts(self, way: Callable[[Floats], Floats], counts: Floats) -> Floats:
+        """Cost many plans, of which not all need fit into memory at once."""
+        rows = max(1, CHUNK // max(1, len(self._activation_sum.coefficients), self.table.one))
+        parts = [way(self.table.sizes(counts[start : start + rows])) for start in range(0, len(counts), rows)]
+        return np.concatenate([*parts, np.empty(0)])
+
+    def _macs_of(self, sizes: Floats) -> Floats:
+        return np.asarray(self.macs_sum.terms(sizes).sum(axis=1))
+
+    def _params_of(self, sizes: Floats) -> Floats:
+        return np.asarray(self.param_sum.terms(sizes) @ self.is_param)
+
+    def _file_bytes_of(self, sizes: Floats) -> Floats:
+        return np.asarray(self._other_bytes + self.param_sum.terms(sizes) @ self._bytes_each)
+
+    def _activation_bytes_of(self, sizes: Floats) -> Floats:
         alive = np.cumsum(self._activation_sum.terms(sizes) @ self._steps, axis=1)
-        return {
-            "macs": self.macs_sum.terms(sizes).sum(axis=1),
-            "params": params @ self.is_param,
-            "file_bytes": self._other_bytes + params @ self._bytes_each,
-            "activation_bytes": alive.max(axis=1, initial=0),
-        }
+        return np.asarray(alive.max(axis=1, initial=0))
 
     def per_node(self) -> list[NodeMacs]:
         """List the nodes that multiply and accumulate, uncut, with what holds their output channels."""

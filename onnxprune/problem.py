@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -121,7 +122,8 @@ class Problem:
         self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.most)
         whole = costs.of(self.widths)
         if self.lossless.original is not channels:
-            whole |= Costs(self.lossless.original).of([group.width for group in self.lossless.original.groups])
+            uncut = Costs(self.lossless.original).of([group.width for group in self.lossless.original.groups])
+            whole = {**whole, **uncut}
         self.original: dict[str, float] = {name: float(values[0]) for name, values in whole.items()}
 
     def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -147,13 +149,14 @@ class Problem:
         Raises:
             TargetError: naming the lowest reachable value and what is frozen.
         """
-        lowest = self.lowest()
+        found = self.costs.of(self.least)
         for target in self.targets:
-            if lowest[target.metric] > target.limit * (1 + 1e-12):
-                part = lowest[target.metric] / max(self.original[target.metric], 1)
+            lowest = float(found[target.metric][0])
+            if lowest > target.limit * (1 + 1e-12):
+                part = lowest / max(self.original[target.metric], 1)
                 raise TargetError(
                     f"{OPTIONS.get(target.metric, target.metric)} {target.text} cannot be reached: the lowest is "
-                    f"{part:.3f} of the original ({lowest[target.metric]:,.0f} of "
+                    f"{part:.3f} of the original ({lowest:,.0f} of "
                     f"{self.original[target.metric]:,.0f}){self._largest_frozen()}"
                 )
 
@@ -196,20 +199,20 @@ class Problem:
         wanted = self._wanted(shares, np.asarray([high]))[0]
         aligned = (wanted // self.steps * self.steps).astype(np.int64)
         counts = np.where(wanted >= self.most, self.most, np.maximum(aligned, self.least))
-        counts = self._fill(counts, wanted, self.steps, SLACK)
-        counts = counts if self.fine is None else self._fill(counts, wanted, self.fine, CLOSE)
+        counts = self._fill(counts, wanted, self.steps, self._steps_macs, SLACK)
+        if self.fine is not None:
+            counts = self._fill(counts, wanted, self.fine, self._fine_macs, CLOSE)
         return counts if self.depth is None else self.depth.closed(counts)
 
     def _wanted(self, shares: Floats, scales: Floats) -> Floats:
         """Scale wishes, (scales, groups), within what each group can keep."""
         return np.clip(scales[:, None] * shares * self.most, self.least, self.most)
 
-    def _fill(self, counts: Counts, wanted: Floats, steps: Counts, slack: float) -> Counts:
+    def _fill(self, counts: Counts, wanted: Floats, steps: Counts, worth: Floats, slack: float) -> Counts:
         """Add single steps, where most is missing first, as long as the targets hold and more than `slack` is open.
 
         Of equal wishes the step that costs most goes first, so that small ones are left to fill the rest.
         """
-        worth = self._step_macs(steps)
         while not self._is_close(counts, slack):
             missing = np.round((wanted - counts) / self.most, 6)
             order = np.lexsort((-worth, -missing))
@@ -234,6 +237,14 @@ class Problem:
                 chosen: Counts = together[np.flatnonzero(self.meets(together))[-1]]
                 return chosen
         return None
+
+    @cached_property
+    def _steps_macs(self) -> Floats:
+        return self._step_macs(self.steps)
+
+    @cached_property
+    def _fine_macs(self) -> Floats:
+        return self._step_macs(self.steps if self.fine is None else self.fine)
 
     def _step_macs(self, steps: Counts) -> Floats:
         """Count the MACs that one step of each group costs, where nothing else is cut."""

@@ -65,9 +65,8 @@ def test_every_search_meets_every_target_and_comes_close_to_one(name: str, limit
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_search_gives_the_same_plan_for_the_same_seed(name: str) -> None:
-    for seed in (0, 7):
-        one, other = (run(name, problem_of(residual(), macs=0.4), 20, seed)[0] for _ in range(2))
-        assert same(one, other)
+    one, other = (run(name, problem_of(residual(), macs=0.4), 12, 7)[0] for _ in range(2))
+    assert same(one, other)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -40,7 +40,7 @@ class Learning:
         new: least share of a batch's plans that is to be new; where fewer are, it is drawn more boldly.
         bolder: how much more.
         thoughts: further actions that are tried in each state, by the model of `Credit` alone.
-        afterthoughts: batches of episodes that are thought of after each that was judged.
+        afterthoughts: batches of episodes that are thought of after each in which plans were new.
     """
 
     together: int = 8
@@ -90,7 +90,8 @@ def optimizer_of(agent: Agent, how: Learning, own: Sequence[Tensor] = ()) -> tor
     """Make an optimizer of an agent's weights, and of corrections that belong to one network."""
     weights = {"params": list(agent.parameters()), "lr": how.rate}
     # A clipped gradient is to stop the agent, so there is little momentum to carry it on.
-    return torch.optim.Adam([weights, *({"params": [values], "lr": how.own_rate} for values in own)], betas=(0.5, 0.9))
+    parts = [weights, *({"params": [values], "lr": how.own_rate} for values in own)]
+    return torch.optim.Adam(parts, betas=(0.5, 0.9), fused=True)
 
 
 class Learner:
@@ -164,9 +165,10 @@ class Learner:
         steps, ends = self.play(number, aims, likely=number - (number - 1) // 2)
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
         self.learn(steps, ends, rewards)
-        for _ in range(self.how.afterthoughts):
+        new = self.episodes.problem.judged - known
+        for _ in range(self.how.afterthoughts if new else 0):
             self.think(number)
-        is_new_enough = self.episodes.problem.judged - known >= self.how.new * number
+        is_new_enough = new >= self.how.new * number
         bolder = 1 / self.how.bolder if is_new_enough else self.how.bolder
         self._boldness = max(self.how.boldness, self._boldness * bolder)
         return rewards
