@@ -5,8 +5,8 @@
 Each line: model, target, search, seed; the least error of a candidate (KL divergence from the original's answers,
 repaired with few samples; without data the share of importance that is lost), that of the chosen plan after the full
 repair, the number of plans judged on data, seconds, and top-1 of the repaired model on test data, which nothing else
-sees. Then means and spreads over the seeds, and the mean difference in top-1 from the first search, seed by seed. All of
-it lies in the folder, and a second start goes on where the first one ended.
+sees. Then means and spreads over the seeds, and the mean difference in top-1 from the first search, seed by seed. All
+of it lies in the folder, and a second start goes on where the first one ended.
 """
 
 from __future__ import annotations
