@@ -21,7 +21,7 @@ demo: .venv/installed ## train a small ResNet on handwritten digits, compress it
 	$(BIN)/onnxprune evaluate $(BUILD)/digits_small.onnx --data $(BUILD)/digits_test.npz
 
 test: .venv/installed ## the default suite
-	$(BIN)/pytest -n 2 -q
+	$(BIN)/pytest -n 2 -q --durations=20
 
 test-slow: .venv/installed ## what takes minutes or gigabytes
 	$(BIN)/pytest -q -m slow

