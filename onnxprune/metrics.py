@@ -169,12 +169,12 @@ class Costs:
         Returns:
             Per metric an array (plans,), what is predicted among them; each is computed when it is first looked at.
         """
-        table = np.atleast_2d(np.asarray(counts, np.float64))
+        table = np.array(counts, np.float64, ndmin=2)
         return _Lazy({**self._ways(table), **{name: partial(way, table) for name, way in self.predicted.items()}})
 
     def counted(self, counts: npt.ArrayLike) -> Mapping[str, Floats]:
         """Give what follows from counting alone, see `of`."""
-        return _Lazy(self._ways(np.atleast_2d(np.asarray(counts, np.float64))))
+        return _Lazy(self._ways(np.array(counts, np.float64, ndmin=2)))
 
     def _ways(self, counts: Floats) -> dict[str, Callable[[], Floats]]:
         ways = (self._macs_of, self._params_of, self._file_bytes_of, self._activation_bytes_of)

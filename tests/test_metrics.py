@@ -40,10 +40,26 @@ def test_many_plans_at_once_cost_what_each_costs_alone(resnet: channels.Channels
 def test_a_table_of_plans_is_costed_in_parts(resnet: channels.Channels, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.random.default_rng(0).integers(1, 16, (50, len(resnet.groups)))
     costs = metrics.Costs(resnet)
-    expected = costs.of(counts)
+    expected = dict(costs.of(counts))
     monkeypatch.setattr(metrics, "CHUNK", 1)
     for name, values in costs.of(counts).items():
         np.testing.assert_array_equal(values, expected[name])
+
+
+def test_a_cost_that_nobody_looks_at_is_not_computed_and_one_looked_at_only_once(resnet: channels.Channels) -> None:
+    asked, costs = list[int](), metrics.Costs(resnet)
+
+    def slow(counts: metrics.Floats) -> metrics.Floats:
+        asked.append(len(counts))
+        return np.zeros(len(counts))
+
+    costs.predicted["slow"] = slow
+    found = costs.of(np.ones((3, len(resnet.groups))))
+    assert list(found) == [*metrics.METRICS, "slow"]
+    assert found["macs"].shape == (3,)
+    assert not asked
+    assert found["slow"].tolist() == found["slow"].tolist() == [0, 0, 0]
+    assert asked == [3]
 
 
 def test_a_fraction_of_a_channel_costs_a_fraction(resnet: channels.Channels) -> None:
