@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from onnxprune.errors import InputError, OnnxPruneError
 
 from .exporter import write_onnx
-from .initial import initialize
+from .initial import initialize, one_thread
 from .resnet import Basic, resnet
 
 MODEL_FILE = "digits_resnet.onnx"
@@ -109,7 +109,8 @@ def write_demo(folder: Path, epochs: int = _EPOCHS) -> float:
     train, calibration, test = digits()
     make_folder(folder)
     net = initialize(resnet(_SHAPE, _CLASSES, Basic, _BLOCKS, _WIDTHS), _SHAPE, _SEED)
-    train_net(net, train, epochs, shift)
+    with one_thread():
+        train_net(net, train, epochs, shift)
     write_onnx(net, _SHAPE, folder / MODEL_FILE)
     write_split(calibration, folder / CALIBRATION_FILE)
     write_split(test, folder / TEST_FILE)
@@ -158,7 +159,7 @@ def main(out_dir: Path) -> None:
     if all((out_dir / name).is_file() for name in (MODEL_FILE, TEST_FILE, CALIBRATION_FILE)):
         click.echo(f"{out_dir} already holds the digits demo; delete {out_dir / MODEL_FILE} to train it again")
         return
-    click.echo("training a small ResNet on 8x8 digits, about half a minute on two cores")
+    click.echo("training a small ResNet on 8x8 digits, about a minute")
     with ending_with_errors():
         share = write_demo(out_dir)
     click.echo(f"wrote {MODEL_FILE}, {TEST_FILE} and {CALIBRATION_FILE} to {out_dir}; test accuracy {share:.2%}")

@@ -8,6 +8,8 @@ a sane size through the deepest network, so a wrong channel changes the logits.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -83,6 +85,21 @@ def _draw(module: nn.Module, generator: torch.Generator) -> None:
             parameter.normal_(std=_TOKEN_STD, generator=generator)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums split over several differ in the last bits.
+
+    For small networks it is hardly slower, and far faster where others keep the processor busy: threads wait for
+    each other after every node.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _measure_statistics(
     net: nn.Module, norms: list[nn.BatchNorm2d], input_shape: tuple[int, int, int], generator: torch.Generator
 ) -> None:
@@ -95,12 +112,8 @@ def _measure_statistics(
         norm.reset_running_stats()
         norm.momentum = None  # a plain average: after one pass, the statistics of that pass
         norm.train()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums split over threads differ in the last bits
-    try:
+    with one_thread():
         net(images)
-    finally:
-        torch.set_num_threads(threads)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
