@@ -85,13 +85,13 @@ def one(arguments: argparse.Namespace, model: Path, target: str, search: str, se
     with_data = {"data": arguments.data, "run": folder, **given} if arguments.data else {}
     report = onnxprune.compress(model, out, asked, force=True, **with_data)
     assert report.score is not None
-    full, top1 = float("nan"), float("nan")
+    error, full, top1 = 1 - report.score, float("nan"), float("nan")
     if arguments.data:
+        error = -report.score
         rows = [json.loads(line) for line in (folder / "judged.jsonl").read_text().splitlines()]
         full = min((row["error"] for row in rows if row["effort"] == "full"), default=full)
     if arguments.test:
         top1 = 100 * (onnxprune.evaluate(out, data=arguments.test, **given).top1 or 0)
-    error = -report.score if arguments.data else 1 - report.score
     best = Found(error, full, sum(report.search["judged"].values()), report.search["seconds"], top1)
     told.write_text(json.dumps(best._asdict()))
     return best

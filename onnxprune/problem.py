@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -103,6 +102,7 @@ class Problem:
         self.together = 1
         self.is_over: Callable[[], bool] = lambda: False
         self.asked: set[bytes] = set()
+        self._known_macs: dict[bytes, Floats] = {}
         self.lossless = nothing_lossless(channels) if lossless is None else lossless
         worths = zip(self.lossless.dead, importance, strict=False)  # without importance there is nothing to choose
         self.importance = tuple(np.where(dead, 0, worth) for dead, worth in worths)
@@ -199,20 +199,21 @@ class Problem:
         wanted = self._wanted(shares, np.asarray([high]))[0]
         aligned = (wanted // self.steps * self.steps).astype(np.int64)
         counts = np.where(wanted >= self.most, self.most, np.maximum(aligned, self.least))
-        counts = self._fill(counts, wanted, self.steps, self._steps_macs, SLACK)
+        counts = self._fill(counts, wanted, self.steps, SLACK)
         if self.fine is not None:
-            counts = self._fill(counts, wanted, self.fine, self._fine_macs, CLOSE)
+            counts = self._fill(counts, wanted, self.fine, CLOSE)
         return counts if self.depth is None else self.depth.closed(counts)
 
     def _wanted(self, shares: Floats, scales: Floats) -> Floats:
         """Scale wishes, (scales, groups), within what each group can keep."""
         return np.clip(scales[:, None] * shares * self.most, self.least, self.most)
 
-    def _fill(self, counts: Counts, wanted: Floats, steps: Counts, worth: Floats, slack: float) -> Counts:
+    def _fill(self, counts: Counts, wanted: Floats, steps: Counts, slack: float) -> Counts:
         """Add single steps, where most is missing first, as long as the targets hold and more than `slack` is open.
 
         Of equal wishes the step that costs most goes first, so that small ones are left to fill the rest.
         """
+        worth = self._step_macs(steps)
         while not self._is_close(counts, slack):
             missing = np.round((wanted - counts) / self.most, 6)
             order = np.lexsort((-worth, -missing))
@@ -238,16 +239,11 @@ class Problem:
                 return chosen
         return None
 
-    @cached_property
-    def _steps_macs(self) -> Floats:
-        return self._step_macs(self.steps)
-
-    @cached_property
-    def _fine_macs(self) -> Floats:
-        return self._step_macs(self.steps if self.fine is None else self.fine)
-
     def _step_macs(self, steps: Counts) -> Floats:
-        """Count the MACs that one step of each group costs, where nothing else is cut."""
+        """Count, once, the MACs that one step of each group costs, where nothing else is cut."""
+        known = self._known_macs.get(steps.tobytes())
+        if known is not None:
+            return known
         saved = []
         whole = self.costs.of(self.most)["macs"]
         for start in range(0, len(self.most), ROWS):
@@ -255,7 +251,8 @@ class Problem:
             at = np.arange(len(rows))
             rows[at, start + at] -= np.minimum(steps, self.most)[start + at]
             saved.append(whole - self.costs.of(rows)["macs"])
-        return np.concatenate([*saved, np.empty(0)])
+        found = self._known_macs[steps.tobytes()] = np.concatenate([*saved, np.empty(0)])
+        return found
 
     def _is_close(self, counts: Counts, slack: float) -> bool:
         found = self.costs.of(counts)

@@ -37,14 +37,10 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
     with seeded(settings.seed) as generator:
         agent = fresh() if settings.policy is None else load(settings.policy)[0]
         episodes = Episodes(problem, greedy.descend(problem), LENGTH)
-        probes = 0
-        if problem.judging is not None and PROBED * settings.budget >= FEWEST_PROBED:
+        probes, number = 0, int(PROBED * settings.budget)
+        if problem.judging is not None and number >= FEWEST_PROBED:
             episodes.probed, probes = probe(
-                problem,
-                episodes.alike,
-                int(PROBED * settings.budget),
-                lambda done, _: progress(done, settings.budget),
-                settings.stop,
+                problem, episodes.alike, number, lambda done, _: progress(done, settings.budget), settings.stop
             )
         learner = Learner(agent, episodes, how, generator)
         own = learner.play_likely()
