@@ -83,7 +83,12 @@ class Multiple(click.ParamType[Any]):
 @click.option(
     "--policy-preset", default="default", show_default=True, help="For gnn_rl: default, or paper for it as published."
 )
-@click.option("--budget", default=100, show_default=True, help="Different candidates the search may judge.")
+@click.option(
+    "--budget",
+    default=100,
+    show_default=True,
+    help="Different candidates a search may judge; where coarser widths are tried as well (--align), each has its own.",
+)
 @click.option(
     "--time-limit",
     metavar="TIME",

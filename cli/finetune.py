@@ -179,7 +179,7 @@ def train(
     try:
         report = finetuning.finetune(model, out, settings, progress=progress, **given)
     except KeyboardInterrupt as error:
-        again = shlex.join(["onnxprune", *(word for word in sys.argv[1:] if word not in ("--resume", "--force"))])
+        again = shlex.join(["onnxprune", *(word for word in sys.argv[1:] if word != "--resume")])
         raise InterruptedRunError(
             f"interrupted; finished epochs are kept, and this goes on from there: {again} --resume"
         ) from error

@@ -30,7 +30,7 @@ def policy() -> None:
     help="Shares of the FLOPs that each network is cut to, separated by commas.",
 )
 @click.option("--rounds", default=6, show_default=True, help="Times that each network is met at each share.")
-@click.option("--rate", default=1e-3, show_default=True, help="How fast the policy learns.")
+@click.option("--rate", default=2e-3, show_default=True, help="How fast the policy learns.")
 @click.option("--policy", "start", type=click.Path(path_type=Path), help="A policy to go on with.")
 @click.option(
     "--run",

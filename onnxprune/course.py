@@ -49,15 +49,17 @@ class Course:
 
     def stop(self) -> bool:
         """Tell whether the search is to come to its end."""
-        if not self.stopped and self._is_time_up():
-            self.stopped = TIME_IS_UP
+        self._is_time_up()
         since = self._problem.judged - self._best_at
         if not self.stopped and since >= self._patience:
             self.stopped = f"none of the last {since} plans that it tried was better"
         return bool(self.stopped)
 
     def _is_time_up(self) -> bool:
-        return self._limit is not None and self._seconds() >= self._limit
+        is_up = self._limit is not None and self._seconds() >= self._limit
+        if is_up and not self.stopped:
+            self.stopped = TIME_IS_UP
+        return is_up
 
     def _note(self, plan: Plan, score: float) -> None:
         if score > self._best and self._problem.meets(plan.counts)[0]:

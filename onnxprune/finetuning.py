@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,10 +20,9 @@ from onnxprune.evaluation import Judge, Scores
 from onnxprune.files import write_json
 from onnxprune.model import Model
 from onnxprune.outputs import beside, check_apart, check_outputs, move
-from onnxprune.plan import file_sha256
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import default_folder
-from onnxprune.reporting import versions
+from onnxprune.reporting import plain, versions
 from onnxprune.training import checkpoint
 from onnxprune.training.lesson import Lesson, check_teacher, train, untrained
 from onnxprune.training.processes import Processes, processes
@@ -66,7 +64,7 @@ class FinetuneReport:
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as plain JSON values, None for what is not finite."""
-        return {"format": FORMAT, **_plain(asdict(self)), "versions": versions()}
+        return {"format": FORMAT, **plain(asdict(self)), "versions": versions()}
 
 
 def finetune(
@@ -126,7 +124,7 @@ def finetune(
                 check_teacher(model, taught)
                 check_apart(taught, out, "the teacher")
             samples = read_data(data, model, read_preprocess(preprocess))
-            identity = {"model": file_sha256(path), "teacher": None if teacher is None else file_sha256(teacher)}
+            identity = {"model": model.sha256, "teacher": None if taught is None else taught.sha256}
             lesson = divided(samples, model, taught, label_offset, identity, settings)
             stack.enter_context(_opened_run(folder, resume or force, team))
             judge = _judge(lesson)
@@ -136,8 +134,8 @@ def finetune(
             path.name,
             out.name,
             None if teacher is None else teacher.name,
-            judge.judge(model.proto),
-            judge.judge(proto),
+            judge.judge(model.proto, model.folder),
+            judge.judge(proto, model.folder),
             result.chosen,
             result.rows,
             {
@@ -245,11 +243,3 @@ def _write(proto: ModelProto, model: Model, out: Path, report: FinetuneReport) -
         models.save(proto, draft, model.folder)
         write_json(beside(draft, "report"), report.to_json())
         move([file for file in (models.data_file(draft), draft, beside(draft, "report")) if file.exists()], out)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

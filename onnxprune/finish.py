@@ -12,15 +12,19 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune import runtime
+from onnxprune.data import batch_size
 from onnxprune.evaluation import Judge, Scores
 from onnxprune.judging import Candidates, digest, judge_on
 from onnxprune.model import analyse, load
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress
+from onnxprune.reporting import plain
 from onnxprune.runs import name_of
 from onnxprune.statistics import Statistics
 
+FEWEST_TOGETHER = 32  # samples of a step in training, and
+TENSORS = 4  # times as many as a model's largest tensors allow where it runs only: steps gain from it
 EXACT = 9  # decimals of points, so that 1 less 0.99 is one point and no more
 
 PURPOSES = {
@@ -44,17 +48,17 @@ class Finish:
         self._settings = prepared.source.settings
         self._progress = progress
         self._parts = prepared.parts
-        self.notes = list[str]()  # what the user should know of it
+        self.training = dict[str, Any]()  # what came of it, see `Report.training`
 
     def check_training(self) -> None:
         """Make sure that the original can be trained, before a search begins.
 
         Raises:
-            InputError: it holds an operator that PyTorch cannot run.
+            InputError: it holds an operator that PyTorch cannot run or no weights, or there are too few samples.
         """
         from onnxprune.training.lesson import check_runs  # PyTorch takes seconds to load
 
-        check_runs(self._prepared.original.model, self._parts.search)
+        check_runs(self._prepared.original.model, self._parts.train, self._parts.search)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -108,14 +112,15 @@ class Finish:
         smaller = analyse(model, original.folder, runtime.evaluate, self._settings.shapes)
         identity = {"plan": digest(plan), "samples": parts.train.sha256, "teacher": teacher.sha256}
         lesson = Lesson(smaller, teacher, parts.train, parts.search.loaded(), source.label_offset, identity)
-        asked = FinetuneSettings(epochs=self._settings.finetune_epochs, seed=self._settings.seed)
+        most = max(FEWEST_TOGETHER, TENSORS * batch_size(parts.train, original))
+        batch = min(FinetuneSettings.batch, most)
+        asked = FinetuneSettings(epochs=self._settings.finetune_epochs, batch=batch, seed=self._settings.seed)
         folder = run / f"training-{name_of([identity, asdict(asked)])}"  # the same, whichever epoch is taken
         asked = replace(asked, choose=self._settings.choose)
         folder.mkdir(exist_ok=True)
         trained, result = train(lesson, asked, folder, alone(), self._progress, resume=True)
-        if result.stopped:
-            self._progress.say(result.stopped)  # of several steps, this one's notes stay in its own report
-        self.notes += result.notes("--choose last") + untrained(smaller)
+        notes = result.notes("--choose last") + untrained(smaller)
+        self.training = {"chosen_epoch": result.chosen, "epochs": plain(result.rows), "notes": notes}
         return trained
 
     def stages(self, smaller: ModelProto, result: ModelProto, trained: ModelProto) -> list[dict[str, Any]]:

@@ -203,7 +203,8 @@ def _proven(
         with clock.stage("evaluate"):
             report.add_stages(finish.stages(attempt.result, result, trained))
         report.data = finish.used()
-        report.notes += finish.notes
+        report.training = finish.training
+        report.notes += finish.training.get("notes", [])
         _note_answers(report, settings, is_repaired=result is not attempt.result)
     return report, trained
 

@@ -24,7 +24,7 @@ from onnxprune.runs import identity, name_of, take
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search.gnn_rl import LENGTH
 from onnxprune.search.greedy import descend
-from onnxprune.settings import CompressSettings, resolve
+from onnxprune.settings import CompressSettings, check_seed, resolve
 from onnxprune.targets import parse_target
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PolicySettings:
 
     shares: tuple[float, ...] = (0.5, 0.25, 0.12)
     rounds: int = 6
-    rate: float = 1e-3
+    rate: float = 2e-3
     seed: int = 0
 
 
@@ -103,7 +103,9 @@ def train_policy(
     from onnxprune.search.policy.storing import load, save
 
     progress = progress or Quiet()
-    _check(models, out, settings, data, force)
+    _check(models, out, settings, [*data, preprocess, *([] if start is None else [start])], force)
+    if len(data) not in (1, len(models)):
+        raise InputError(f"--data was given {len(data)} times for {len(models)} networks; give it once, or for each")
     agent = None if start is None else load(start)[0]
     episodes: dict[str, Episodes] = {}
     with ExitStack() as stack:
@@ -150,12 +152,10 @@ def show_policy(path: Path) -> dict[str, Any]:
 
 
 def _check(
-    models: Sequence[Path], out: Path, settings: PolicySettings, data: Sequence[str | Path], force: bool
+    models: Sequence[Path], out: Path, settings: PolicySettings, read: Sequence[str | Path], force: bool
 ) -> None:
     if not models:
         raise InputError("no networks to train on; name some .onnx files")
-    if len(data) not in (1, len(models)):
-        raise InputError(f"--data was given {len(data)} times for {len(models)} networks; give it once, or for each")
     shares = [f"{share:g}" for share in settings.shares]
     if not shares or not all(0 < share < 1 for share in settings.shares) or len(set(shares)) < len(shares):
         raise InputError(f"--flops {', '.join(shares)}: give shares between 0 and 1, each once")
@@ -166,8 +166,9 @@ def _check(
         raise InputError(
             f"--rounds {settings.rounds}, --rate {settings.rate:g}: give at least one round, a rate below 1"
         )
+    check_seed(settings.seed)
     for model in models:
-        check_outputs(model, out, force, kinds=(), read=data)
+        check_outputs(model, out, force, kinds=(), read=read)
 
 
 def _episodes(

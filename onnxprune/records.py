@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -126,7 +126,7 @@ def can_go_on(folder: Path, settings: CompressSettings | None) -> bool:
     """Tell whether a folder holds an unfinished run, with these settings where any are given."""
     try:
         found = unfinished(folder).settings
-        return settings is None or found == resolve(settings, has_data=True)
+        return settings is None or _are_same(found, resolve(settings, has_data=True))
     except InputError:
         return False
 
@@ -140,7 +140,12 @@ def is_half_written(folder: Path, out: Path) -> bool:
 def is_finished(folder: Path, settings: CompressSettings) -> bool:
     """Tell whether a run with these settings is what finished last in a folder."""
     record = read_record(folder)
-    return record is not None and record.state == "finished" and record.settings == settings
+    return record is not None and record.state == "finished" and _are_same(record.settings, settings)
+
+
+def _are_same(found: CompressSettings, asked: CompressSettings) -> bool:
+    """Compare the settings of a run with those asked for; `auto` widths have been measured in the run."""
+    return (replace(found, align="auto") if asked.align == "auto" else found) == asked
 
 
 def is_ours(file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -62,6 +63,8 @@ class Report:
         checks: what was verified.
         alignments: what each alignment tried gave.
         search: plans that were judged, by effort, in how many seconds, and why the search ended early if it did.
+        training: per epoch the mean loss, and loss and accuracy on the samples of the search; which epoch was taken
+            (0 is before training), and what the user should know of it. Empty where nothing was trained.
         notes: what else the user should know.
         settings: the settings of the run.
         seconds: time per stage.
@@ -83,6 +86,7 @@ class Report:
     checks: dict[str, str] = field(default_factory=dict)
     alignments: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -102,6 +106,15 @@ class Report:
             "after": vars(self.after),
             "versions": versions(),
         }
+
+
+def plain(value: Any) -> Any:
+    """Put None for every number that is not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

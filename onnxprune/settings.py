@@ -186,5 +186,14 @@ def _check(settings: CompressSettings) -> None:
         raise InputError(f"--align {settings.align}: give 1 or more, or auto")
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least one process is needed")
-    if not 0 <= settings.seed <= LARGEST_SEED:
-        raise InputError(f"--seed {settings.seed}: give a number from 0 to {LARGEST_SEED}")
+    check_seed(settings.seed)
+
+
+def check_seed(seed: int) -> None:
+    """Make sure that everything that draws numbers can draw them from a seed.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"--seed {seed}: give a number from 0 to {LARGEST_SEED}")

@@ -123,7 +123,9 @@ class Stepwise:
             report.add_stages(finish.stages_of(attempt.result, steps))
         report.data = finish.used()
         report.search = {"steps": [asdict(step.search) for step in told]}
-        report.notes += [f"step {n}: {note}" for n, step in enumerate(told, start=1) for note in early_end(step.search)]
+        report.training = {"steps": [asdict(step.training) for step in told]}
+        notes = ([*early_end(step.search), *step.training.notes] for step in told)
+        report.notes += [f"step {n}: {note}" for n, found in enumerate(notes, start=1) for note in found]
         with self.clock.stage("write"):
             run.writing()
             write_results(self.source.path, self.out, attempt, trained, report)
@@ -148,6 +150,16 @@ class _Told:
 
     removed: dict[str, dict[str, tuple[int, ...]]]
     search: Searched
+    training: _Training
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How a step was trained, see `Report.training`."""
+
+    chosen_epoch: int
+    epochs: tuple[dict[str, float | None], ...]
+    notes: tuple[str, ...]
 
 
 def _told(file: Path) -> _Told:
@@ -158,7 +170,8 @@ def _told(file: Path) -> _Told:
     """
     plan, report = (read_json(beside(file, kind)) for kind in ("plan", "report"))
     try:
-        told: _Told = typed({"removed": plan["removed"], "search": report["search"]}, _Told)
+        found = {"removed": plan["removed"], "search": report["search"], "training": report["training"]}
+        told: _Told = typed(found, _Told)
     except (KeyError, TypeError) as error:
         raise InputError(f"the files beside {file} are damaged; remove the folder") from error
     return told

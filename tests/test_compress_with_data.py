@@ -269,6 +269,14 @@ def test_a_fixed_batch_with_fewer_samples_to_calibrate_with_is_refused(folder: P
         compress()
 
 
+def test_what_training_refuses_is_refused_before_the_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.pipeline._search", lambda *_: pytest.fail("searched"))
+    give(convs(), images(120))
+    write(convs(batch=16), Path("model.onnx"))
+    with pytest.raises(InputError, match=r"to choose the epoch by, and 16 are needed at once"):
+        compress(finetune_epochs=1)
+
+
 def test_half_precision_is_repaired_and_stays_half(folder: Path) -> None:
     give(convs(dtype=np.float16), images().astype(np.float16))
     report = compress()
@@ -421,6 +429,11 @@ def test_training_that_brings_nothing_is_told_and_the_last_epoch_can_be_asked_fo
     assert not any("--choose last" in note for note in last.notes)
     assert best.stages[3]["kl"] == pytest.approx(bare.stages[2]["kl"], rel=1e-3)
     assert last.stages[3]["kl"] != pytest.approx(bare.stages[2]["kl"], rel=1e-2)
+    assert [found.training["chosen_epoch"] for found in (best, last)] == [0, 1]
+    in_steps = compress("steps.onnx", finetune_epochs=1, steps=2)
+    assert [note[:7] for note in in_steps.notes if "--choose last" in note] == ["step 1:", "step 2:"]
+    assert [step["chosen_epoch"] for step in in_steps.training["steps"]] == [0, 0]
+    assert not bare.training
 
 
 def test_training_needs_data(folder: Path) -> None:

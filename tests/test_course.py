@@ -25,7 +25,7 @@ from onnxprune.model import analyse
 from onnxprune.plan import Plan
 from onnxprune.problem import Align, Effort, Problem
 from onnxprune.progress import Quiet
-from onnxprune.search import SearchSettings, find
+from onnxprune.search import SearchSettings, find, greedy
 from onnxprune.settings import CompressSettings, parse_seconds, resolve
 from onnxprune.targets import Target
 
@@ -122,6 +122,17 @@ def test_greedy_leaves_out_probes_when_its_time_is_up_and_still_gives_a_plan() -
         assert problem.meets(plan.counts)[0]
         assert journal.judged["probe"] == probes
         assert course.stopped == ("" if limit is None else TIME_IS_UP)
+
+
+def test_greedy_tells_that_its_time_was_up_among_its_last_plans() -> None:
+    judge = Judge()
+    problem, journal = posed(judge)
+    assert journal is not None
+    probes = len(greedy.probes(problem))
+    course = Course(problem, 200, probes + 1.0, partial(getattr, journal, "seconds"), Told())
+    find("greedy")(problem, SearchSettings(200, 0, course.stop), course.step)
+    assert journal.judged == {"probe": probes, "quick": 1}
+    assert course.stopped == TIME_IS_UP
 
 
 def test_progress_tells_the_best_so_far_and_what_it_keeps() -> None:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from cli_nets import Draft, run
-from onnx import helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from training import tasks
 
 import onnxprune
@@ -263,9 +263,9 @@ def test_labels_beyond_the_classes_are_an_error_unless_nobody_reads_them(folder:
 
 def test_a_teacher_of_other_classes_or_inputs_is_an_error(folder: Path) -> None:
     teacher = tasks.teacher()
-    wide = onnx.helper.make_node("Concat", ["scores", "scores"], ["wide"], axis=1)
+    wide = helper.make_node("Concat", ["scores", "scores"], ["wide"], axis=1)
     teacher.graph.node.append(wide)
-    teacher.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("wide", 1, ("N", 8)))
+    teacher.graph.output[0].CopyFrom(helper.make_tensor_value_info("wide", 1, ("N", 8)))
     onnx.save(teacher, "teacher.onnx")
     with pytest.raises(InputError, match="give a teacher of the same outputs"):
         finetune(epochs=1, teacher=Path("teacher.onnx"))
@@ -276,7 +276,7 @@ def test_a_softmax_on_one_side_only_is_looked_behind(folder: Path, where: str) -
     tasks.write(folder, labels=False, softmax=where == "model")
     teacher = tasks.teacher()
     if where == "teacher":
-        teacher.graph.node.append(onnx.helper.make_node("Softmax", ["scores"], ["shares"], axis=1))
+        teacher.graph.node.append(helper.make_node("Softmax", ["scores"], ["shares"], axis=1))
         teacher.graph.output[0].name = "shares"
     onnx.save(teacher, "teacher.onnx")
     finetune(teacher=Path("teacher.onnx"), epochs=6)
@@ -286,7 +286,7 @@ def test_a_softmax_on_one_side_only_is_looked_behind(folder: Path, where: str) -
 def test_a_shift_of_what_goes_into_a_sigmoid_is_learnt(folder: Path) -> None:
     for name, shift in (("teacher", 0.0), ("model", 3.0)):
         model = tasks.net()
-        model.graph.node.append(onnx.helper.make_node("Sigmoid", [model.graph.output[0].name], ["shares"]))
+        model.graph.node.append(helper.make_node("Sigmoid", [model.graph.output[0].name], ["shares"]))
         model.graph.output[0].name = "shares"
         bias = next(t for t in model.graph.initializer if t.name == "head.bias")
         bias.CopyFrom(numpy_helper.from_array(np.full(4, shift, np.float32), "head.bias"))
@@ -345,7 +345,7 @@ def test_images_that_belong_together_move_together(folder: Path) -> None:
     both = d.add("Sub", "sub", "left", "right")
     shape = ("N", 1, 8, 8)
     flat = d.add("Flatten", "flatten", d.conv("conv", both, 1, 2))
-    d.nodes.append(onnx.helper.make_node("MatMul", [flat, d.weight("head", 128, 3)], ["out"]))
+    d.nodes.append(helper.make_node("MatMul", [flat, d.weight("head", 128, 3)], ["out"]))
     onnx.save(d.model([("left", shape), ("right", shape)], [("out", ("N", 3))]), "model.onnx")
     x, y = tasks.samples(256)
     np.savez("data.npz", left=x, right=x, y=y % 3)
@@ -493,23 +493,23 @@ def test_the_last_epoch_is_written_where_it_is_asked_for_even_from_a_run_that_ha
     assert last.after.top1 == pytest.approx(last.epochs[2]["accuracy"])
 
 
-@pytest.mark.parametrize("choose", ["best", "last"])
+@pytest.mark.parametrize(("choose", "spoilt"), [("best", 2), ("last", 2), ("last", 1)])
 def test_weights_that_are_no_numbers_after_an_epoch_are_never_taken(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, choose: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, choose: str, spoilt: int
 ) -> None:
     once = trainer.Trainer._epoch
 
     def epoch(self: trainer.Trainer, number: int) -> float:
         loss = once(self, number)
-        if number == 2:
+        if number == spoilt:
             with torch.no_grad():
                 next(self.model.parameters()).fill_(float("nan"))
         return loss
 
     monkeypatch.setattr(trainer.Trainer, "_epoch", epoch)
     report = finetune(choose=choose, rate=0.05)
-    assert report.chosen_epoch == 1
-    assert any("not finite after epoch 2" in note for note in report.notes)
+    assert report.chosen_epoch == spoilt - 1
+    assert any(f"not finite after epoch {spoilt}" in note for note in report.notes)
     assert all(np.isfinite(values).all() for values in weights("trained.onnx").values())
 
 
@@ -521,12 +521,86 @@ def test_where_no_epoch_is_better_the_weights_are_as_they_were_to_the_letter(fol
     assert onnx.load("trained.onnx") == onnx.load("model.onnx")
 
 
+def test_weights_beside_the_file_are_found_wherever_the_teacher_lies(folder: Path) -> None:
+    for name in ("old", "new"):
+        Path(name).mkdir()
+    onnx.save(tasks.teacher(), "old/teacher.onnx")
+    onnx.save(tasks.net(), "new/model.onnx", save_as_external_data=True, location="model.data", size_threshold=0)
+    settings = FinetuneSettings(**{**QUICK, "epochs": 6})
+    report = onnxprune.finetune("new/model.onnx", "trained.onnx", settings, data="data.npz", teacher="old/teacher.onnx")
+    assert report.before.agreement is not None
+    assert report.after.agreement is not None
+    assert report.after.agreement > report.before.agreement
+    assert accuracy("trained.onnx") == pytest.approx(report.after.agreement, abs=0.1)
+
+
+def with_norm(statistics: str = "") -> ModelProto:
+    """The net with a BatchNormalization of its own, whose statistics may go by another name first."""
+    d = Draft(0)
+    mean, variance = d.store("mean", np.full(8, 0.1)), d.store("variance", np.full(8, 0.5))
+    if statistics:
+        mean, variance = (d.add("Identity", f"{statistics}_{name}", name) for name in (mean, variance))
+    x = d.conv("conv", "image", 1, 8)
+    scale, shift = d.store("scale", np.ones(8)), d.store("shift", np.zeros(8))
+    x = d.relu("relu", d.add("BatchNormalization", "norm", x, scale, shift, mean, variance))
+    x = d.add("Flatten", "flatten", d.add("AveragePool", "pool", x, kernel_shape=[4, 4], strides=[4, 4]))
+    scores = d.add("Gemm", "head", x, d.weight("head.weight", 4, 32), d.store("head.bias", np.zeros(4)), transB=1)
+    return d.model([("image", ("N", 1, tasks.SIDE, tasks.SIDE))], [(scores, ("N", 4))], 17)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_one_sample_is_normalised_as_in_use_and_a_batch_by_itself(folder: Path, batch: int) -> None:
+    onnx.save(with_norm(), "model.onnx")
+    x, y = tasks.samples(200)
+    np.savez("data.npz", x=x, y=y)
+    finetune(epochs=2, batch=batch, choose="last")
+    before, after = weights("model.onnx"), weights("trained.onnx")
+    assert not np.array_equal(before["conv.weight"], after["conv.weight"])
+    for name in ("mean", "variance"):
+        assert np.array_equal(before[name], after[name]) == (batch == 1)
+
+
+def test_statistics_that_go_by_another_name_are_followed(folder: Path) -> None:
+    onnx.save(with_norm("also"), "model.onnx")
+    finetune(epochs=2, choose="last")
+    before, after = weights("model.onnx"), weights("trained.onnx")
+    assert not any(np.array_equal(before[name], after[name]) for name in ("mean", "variance", "scale"))
+
+
+def test_a_mask_of_infinities_stays_and_the_rest_is_trained(folder: Path) -> None:
+    model = tasks.net()
+    mask = np.where(np.eye(4), 0, -np.inf).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
+    model.graph.node.append(helper.make_node("Softmax", ["mask"], ["rows"], axis=1))
+    model.graph.node.append(helper.make_node("MatMul", [model.graph.output[0].name, "rows"], ["masked"]))
+    model.graph.output[0].name = "masked"
+    onnx.save(model, "model.onnx")
+    report = finetune(epochs=2, choose="last")
+    assert report.chosen_epoch == 2
+    assert np.array_equal(weights("trained.onnx")["mask"], mask)
+    assert not np.array_equal(weights("trained.onnx")["head.weight"], weights("model.onnx")["head.weight"])
+
+
+def test_what_is_held_out_runs_in_no_larger_batches_than_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, once = list[int](), trainer.Trainer._answers
+
+    def answers(self: trainer.Trainer, model: Any, inputs: Any) -> Any:
+        sizes.append(len(inputs[0]))
+        return once(self, model, inputs)
+
+    monkeypatch.setattr(trainer.Trainer, "_answers", answers)
+    finetune(epochs=1, batch=16)
+    assert max(sizes) == 16
+
+
 def test_a_model_of_whole_numbers_is_refused_and_leaves_no_folder(folder: Path) -> None:
     model = onnx.load("model.onnx")
     scores = model.graph.output[0].name
-    model.graph.node.append(onnx.helper.make_node("ArgMax", [scores], ["best"], axis=1, keepdims=0))
+    model.graph.node.append(helper.make_node("ArgMax", [scores], ["best"], axis=1, keepdims=0))
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, ["N"]))
+    model.graph.output.append(helper.make_tensor_value_info("best", onnx.TensorProto.INT64, ["N"]))
     onnx.save(model, "model.onnx")
     with pytest.raises(InputError, match="whole numbers only"):
         finetune()

@@ -101,6 +101,23 @@ def bottleneck() -> ModelProto:
 
 # --------------------------------------------------------------------------------------------- without any data
 
+
+def test_a_branch_that_is_gone_is_no_step_where_no_step_alone_saves_anything() -> None:
+    channels = channels_of(bottleneck())
+    worth = [np.full(g.width, each) for g, each in zip(channels.groups, (1, 1e-6, 1e-6, 1), strict=True)]
+    problem = problem_of(channels, worth=worth, min_keep=0, macs=0.9)
+    first, last = problem.widths[0], problem.widths[-1]
+
+    def peak(counts: Array) -> Array:
+        """The larger of two places: one of them alone saves nothing."""
+        rows = np.atleast_2d(counts)
+        return np.asarray(np.maximum(rows[:, 0] / first, rows[:, -1] / last))
+
+    problem.costs.predicted["memory"], problem.original["memory"] = peak, 1.0
+    problem.targets = (*problem.targets, Target("memory", 0.5, "0.5"))
+    assert problem.meets(descend(problem)).all()
+
+
 LIMITS: list[dict[str, float]] = [{"macs": 0.5}, {"params": 0.3}, {"macs": 0.7, "params": 0.4}, {"macs": 0.99}]
 
 
@@ -284,6 +301,15 @@ def test_no_more_plans_are_judged_than_the_budget_allows(budget: int) -> None:
     assert any(same(plan, other) for other, _ in judging.full)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert all(done <= total <= budget for done, total in told)
+
+
+def test_a_target_that_is_met_at_once_needs_no_probes() -> None:
+    channels = channels_of(convs())
+    judging = Judged(hurts(channels, even(channels), 1, 8, 1))
+    plan, _ = run(problem_of(channels, worth=even(channels), judging=judging, macs=1.0))
+    assert not judging.probes
+    assert len(judging.full) == 1
+    assert plan.counts.tolist() == [group.width for group in channels.groups]
 
 
 def test_the_plan_with_the_least_error_wins() -> None:

@@ -242,6 +242,23 @@ def test_a_target_that_five_steps_do_not_reach_ends_the_search_all_the_same(monk
     assert told == [(1, 2)]
 
 
+def test_where_no_episode_meets_the_target_a_search_ends_long_before_its_last_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    played, once = list[int](), Learner.play
+
+    def counted(self: Learner, *asked: int) -> list[Episode]:
+        played.append(1)
+        return once(self, *asked)
+
+    monkeypatch.setattr(paper, "TRIES", 10**6)
+    monkeypatch.setattr(paper, "IDLE", 2)
+    monkeypatch.setattr(Learner, "play", counted)
+    problem, _ = pose(convs, macs=0.006)
+    assert problem.meets(run(problem, 20)[0].counts).all()
+    assert len(played) == 2
+
+
 def test_a_target_that_cannot_be_met_is_refused() -> None:
     with pytest.raises(TargetError, match="cannot be reached"):
         run(pose(convs, macs=0.001)[0])

@@ -221,6 +221,14 @@ def test_a_policy_of_values_that_are_no_numbers_is_damaged(folder: Path, value: 
         load(Path("q.safetensors"))
 
 
+def test_the_policy_to_go_on_with_is_not_overwritten(folder: Path) -> None:
+    start = stored("p.safetensors")
+    before = start.read_bytes()
+    with pytest.raises(InputError, match=r"would overwrite p\.safetensors"):
+        train_policy([Path("convs.onnx")], start, FEW, data=["x.npy"], start=start, force=True)
+    assert start.read_bytes() == before
+
+
 def test_training_that_is_interrupted_leaves_the_policy_of_the_last_round(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +294,8 @@ def test_training_with_a_folder_goes_on_to_the_same_policy_and_judges_nothing_tw
         ({"data": ["x.npy", "x.npy"]}, "2 times for 1 networks"),
         ({"settings": PolicySettings(shares=(1.5,))}, "between 0 and 1"),
         ({"settings": PolicySettings(rounds=0)}, "--rounds 0"),
+        ({"settings": PolicySettings(seed=-1)}, "--seed -1"),
+        ({"settings": PolicySettings(seed=2**33)}, "--seed 8589934592"),
         ({"out": Path("nowhere/p.safetensors")}, "does not exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -139,6 +139,16 @@ def test_the_plan_to_start_from_is_worth_nothing_and_no_number_the_least() -> No
     np.testing.assert_allclose(episodes.rewards([problem.plan(start), problem.plan(bad)]), [0, -5])
 
 
+def test_where_the_plan_to_start_from_gives_no_numbers_those_that_do_are_told_apart() -> None:
+    errors = {2: 0.1, 3: 0.2}
+    judging = Judged(lambda plan: errors.get(int(plan.counts[0]), float("inf")))
+    problem = problem_of(CHANNELS[convs], judging=judging, macs=0.9)
+    start = start_of(problem)
+    plans = [problem.plan(np.asarray([first, *start[1:]])) for first in (start[0], 2, 3)]
+    bad, best, good = Episodes(problem, start, 1).rewards(plans)
+    assert best > good > 0 > bad
+
+
 # --------------------------------------------------------------------------------------------------- the network
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_nets import IMAGE, convs, residual, run, write
+from onnx import numpy_helper
 
 OPTIONS = ("--flops", 0.4, "--data", "x.npy", "--align", 1, "--search")
 
@@ -29,6 +30,19 @@ def test_every_search_compresses_a_model_and_says_how_many_plans_it_judged(folde
     judged = report["search"]["judged"]
     assert 1 <= judged.get("quick", 0) + judged.get("probe", 0) <= 14
     assert report["target"]["macs"]["reached"] <= report["target"]["macs"]["limit"]
+
+
+def test_a_model_of_which_more_is_zero_than_is_to_go_is_no_problem(folder: Path) -> None:
+    model = convs((20, 28, 36))
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("conv"):
+            values = numpy_helper.to_array(tensor).copy()
+            values[::4] = 0  # as tools leave channels that they only mask
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    write(model, Path("masked.onnx"))
+    outcome = run("compress", "masked.onnx", "--flops", 0.95, "--search", "gnn_rl", "--budget", 12, "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("small.report.json").read_text())["score"] == pytest.approx(1.0)
 
 
 def test_the_published_preset_and_a_policy_of_other_networks_give_plans_that_meet_the_target(folder: Path) -> None:

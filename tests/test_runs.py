@@ -26,6 +26,8 @@ from onnxprune.course import TIME_IS_UP
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError, TargetError, VerifyError
 from onnxprune.files import read_lines, to_lines
 from onnxprune.journal import Entry
+from onnxprune.records import can_go_on, is_finished
+from onnxprune.settings import resolve
 
 BASE = ("compress", "model.onnx", "--flops", 0.5, "--data", "x.npy", "--align", 1)
 RANDOM = ("--search", "random", "--budget", 12)
@@ -431,6 +433,23 @@ def test_an_interrupt_keeps_what_was_judged_and_tells_the_command_that_goes_on(
     assert Path("small.onnx" if "-o" in given else "model.pruned.onnx").read_bytes() == expected["small.onnx"]
     assert Path("a b").exists() == ("--run" in given)
     assert not list(folder.glob("*.run"))
+
+
+def test_a_run_whose_widths_were_measured_is_the_one_that_was_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, counted: Counted
+) -> None:
+    monkeypatch.setattr("onnxprune.prepare.kept.predictor", lambda *_: None)
+    monkeypatch.setattr("onnxprune.prepare.fastest_multiple", lambda *_: 2)
+    counted.ends_at = {3: KeyboardInterrupt()}
+    words = [*SEARCH[:-5], "auto", *RANDOM, "-o", "small.onnx"]
+    line = failed(130, *words)
+    assert "what was done is kept, and this goes on from there" in line
+    asked = CompressSettings({"macs": "0.5"}, search="random", budget=12, align="auto")
+    assert can_go_on(Path("small.run"), asked)
+    assert not can_go_on(Path("small.run"), replace(asked, align=4))
+    passed(*words, "--run", "small.run")
+    assert is_finished(Path("small.run"), resolve(asked, has_data=True))
+    assert not is_finished(Path("small.run"), resolve(replace(asked, align=1), has_data=True))
 
 
 @pytest.mark.parametrize("given", [[], ["--run", "kept"]])

@@ -19,6 +19,7 @@ from onnxprune.model import analyse
 from onnxprune.plan import Plan
 from onnxprune.problem import FINE, Align, Problem
 from onnxprune.search import SearchSettings, find, names
+from onnxprune.settings import LARGEST_SEED
 from onnxprune.targets import Target
 
 SEARCHES = names()
@@ -106,6 +107,13 @@ def test_random_is_never_worse_than_its_first_draw_and_gains_with_the_budget() -
     scores = [problem.score(run("random", problem, budget, seed=5)[0]) for budget in (1, 4, 16, 64)]
     assert (np.diff(scores) >= 0).all()
     assert scores[-1] > scores[0]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_largest_seeds_are_seeds(name: str) -> None:
+    for seed in (LARGEST_SEED, LARGEST_SEED - 1):
+        problem = problem_of(convs(), macs=0.5)
+        assert problem.meets(run(name, problem, 3, seed)[0].counts).all()
 
 
 def test_random_draws_other_plans_for_another_seed() -> None:

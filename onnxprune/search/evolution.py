@@ -12,6 +12,7 @@ from onnxprune.search import TOGETHER, Budget, Progress, SearchSettings
 from onnxprune.search.greedy import warm_start
 from onnxprune.search.policy.space import Space
 
+LARGEST_SEED = 2**32 - 1  # that the library knows
 SPREAD = 0.4  # of the first corrections, logarithms of what the price of a group's channels is multiplied by
 
 
@@ -22,7 +23,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
 
     start, used = warm_start(problem, settings, progress)
     space, size = Space(problem, start), len(start)
-    options = {"seed": settings.seed + 1, "popsize": TOGETHER, "verbose": -9}  # of 0 it makes a seed of its own
+    seed = settings.seed % LARGEST_SEED + 1  # of 0 it makes a seed of its own
+    options = {"seed": seed, "popsize": TOGETHER, "verbose": -9}
     # It knows no space of one dimension; a second one that changes nothing does no harm.
     evolved = cma.CMAEvolutionStrategy(np.zeros(max(size, 2)), SPREAD, options)
     budget = Budget(problem, settings, progress, used)

@@ -37,7 +37,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         total = probes + WAYS
         progress(done, total)
 
-    chosen = dict(list(probes(problem).items())[: max(settings.budget - WAYS, 0)])
+    is_met = bool(problem.meets(problem.most)[0])  # then all ways lead to the same plan
+    chosen = {} if is_met else dict(list(probes(problem).items())[: max(settings.budget - WAYS, 0)])
     measured = sensitivities(problem, chosen, told, settings.stop)
     scales = [np.ones(len(problem.widths)), by_kind(problem), *(measured**power for power in POWERS)]
     found: dict[bytes, Plan] = {}
@@ -184,4 +185,6 @@ def _steps(problem: Problem, counts: Counts, steps: Counts, up: bool) -> tuple[n
     if problem.depth is not None:
         rows = np.maximum(rows, problem.least)  # what a branch takes along comes back with it
         rows = np.asarray([problem.depth.closed(row) for row in rows]).reshape(rows.shape)
+        is_other = (rows != counts).any(axis=1)  # what a branch took along leads nowhere by itself
+        groups, rows = groups[is_other], rows[is_other]
     return groups, rows

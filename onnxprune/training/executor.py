@@ -58,7 +58,9 @@ class Executor(nn.Module):
         self.weights = nn.ParameterDict()
         self.statistics = nn.Module()
         for name in trained:
-            self.weights[_key(name)] = nn.Parameter(as_tensor(read(stored[name], folder)))
+            values = as_tensor(read(stored[name], folder))
+            if values.isfinite().all():  # others are masks
+                self.weights[_key(name)] = nn.Parameter(values)
         for name in followed:
             self.statistics.register_buffer(_key(name), as_tensor(read(stored[name], folder)))
         self._programs: dict[object, _Program] = {}
@@ -344,6 +346,10 @@ def _roles(proto: ModelProto, stored: Mapping[str, TensorProto]) -> tuple[list[s
         for position, name in enumerate(node.input):
             if found is None or position in (*found.sizes, *found.fixed):
                 fixed.add(name)
+    for node in reversed(proto.graph.node):
+        if node.op_type == "Identity" and node.output[0] in followed:
+            followed.add(node.input[0])
+    fixed |= followed
     floats = [name for name, tensor in stored.items() if tensor.data_type in FLOATS]
     slopes = {node.input[1] for node in every_node(proto.graph) if node.op_type == "PRelu"}
     large = [name for name in floats if np.prod(stored[name].dims) > 1 or name in slopes]

@@ -20,12 +20,12 @@ from onnxprune.nodes import every_body
 from onnxprune.progress import Progress
 from onnxprune.training import normalizing
 from onnxprune.training.executor import FLOATS, Executor
-from onnxprune.training.losses import Loss, classifier, float_readings
+from onnxprune.training.losses import Loss, classifier, float_readings, variance
 from onnxprune.training.processes import Processes
 from onnxprune.training.settings import FinetuneSettings, with_rate
-from onnxprune.training.trainer import Result, Task, Trainer
+from onnxprune.training.trainer import Result, Task, Trainer, check_weights
 
-CALIBRATION = 512  # samples that BatchNormalization which is put in starts from
+CALIBRATION = 512  # samples that show how much numbers vary: what is normalised, and what a teacher answers
 CLOSE, CLOSE_HALVES = 1e-3, 3e-2  # of the largest answer, between PyTorch and onnxruntime
 HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
@@ -69,13 +69,15 @@ def train(
     """
     model = lesson.model
     lesson = _checked(lesson, settings, team)
-    single = model.fixed_batch(lesson.train.inputs[0].name) == 1  # one sample is no batch to normalise by
+    batch = model.fixed_batch(lesson.train.inputs[0].name) or settings.batch // team.count
+    single = batch == 1  # one sample is no batch to normalise by
     norms = normalizing.find_norms(model.proto, model.shapes) if settings.norms == "insert" and not single else []
     started = model.proto
     if norms:
         calibration = lesson.train.take(np.arange(min(CALIBRATION, len(lesson.train))))
         started = normalizing.insert(model.proto, model.folder, norms, feeds(calibration, model))
-    settings = with_rate(settings, any(n.op_type == "BatchNormalization" for n in started.graph.node))
+    normalises = not single and any(n.op_type == "BatchNormalization" for n in started.graph.node)
+    settings = with_rate(settings, normalises)
     task = _task(lesson, started, settings)
     result = Trainer(task, settings, folder, team, progress).run(resume)
     if not team.is_first or not result.chosen:
@@ -110,13 +112,16 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     if train.y is None and lesson.teacher is None:
         raise InputError(f"--data {train.source} has no labels; give some, or a --teacher whose answers to learn")
     check_labels(train, 0 if scored is None else model.shapes[readings[scored].tensor][1], lesson.label_offset)
-    fixed = (model.fixed_batch(train.inputs[0].name) or 1) * team.count
-    if min(len(train), len(lesson.holdout)) < fixed:
+    _check_enough(train, lesson.holdout, (model.fixed_batch(train.inputs[0].name) or 1) * team.count)
+    return lesson
+
+
+def _check_enough(train: Data, holdout: Data, fixed: int) -> None:
+    if min(len(train), len(holdout)) < fixed:
         raise InputError(
-            f"--data {train.source}: {len(train)} samples to train with, {len(lesson.holdout)} held out, and "
+            f"--data {train.source}: {len(train)} samples to train with, {len(holdout)} to choose the epoch by, and "
             f"{fixed} are needed at once; give more"
         )
-    return lesson
 
 
 def untrained(model: Model) -> list[str]:
@@ -133,16 +138,20 @@ def untrained(model: Model) -> list[str]:
     return [f"what lies inside If, Loop or Scan is not trained: {names[0]!r}{more}"]
 
 
-def check_runs(model: Model, data: Data) -> None:
-    """Make sure that PyTorch can run a model, and that there is something to learn.
+def check_runs(model: Model, train: Data, holdout: Data) -> None:
+    """Make sure that PyTorch can run a model, and that there is something to learn and enough to learn it from.
 
     Raises:
-        InputError: it holds an operator that has no function, or gives whole numbers only.
+        InputError: it holds an operator that has no function or no float weights, gives whole numbers only, or takes
+            more samples at once than there are.
     """
     float_readings(model)
-    feed = next(feeds(data, model, most=2))
+    _check_enough(train, holdout, model.fixed_batch(train.inputs[0].name) or 1)
+    executor = Executor(model.proto, model.folder).eval()
+    check_weights(executor)
+    feed = next(feeds(holdout, model, most=2))
     with torch.no_grad():
-        Executor(model.proto, model.folder).eval()(*(torch.from_numpy(x) for x in feed.values()))
+        executor(*(torch.from_numpy(x) for x in feed.values()))
 
 
 def check_same(trained: ModelProto, task: Task, model: Model) -> None:
@@ -171,18 +180,22 @@ def check_same(trained: ModelProto, task: Task, model: Model) -> None:
 def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Task:
     model, teacher = lesson.model, lesson.teacher
     readings, taught = float_readings(model), None
-    inner, theirs = list[str](), list[str]()
+    inner, others = list[str](), list[Reading]()
     if teacher is not None:
         pairs = [_pair(a, b) for a, b in zip(readings, float_readings(teacher), strict=False)]
-        readings, theirs = [a for a, _ in pairs], [b.tensor for _, b in pairs]
+        readings, others = [a for a, _ in pairs], [b for _, b in pairs]
         inner = _inner(model, teacher) if settings.hints else []
-        taught = Executor(teacher.proto, teacher.folder, [*theirs, *inner], settings.compiled)
-    names = [reading.tensor for reading in readings]
+        taught = Executor(teacher.proto, teacher.folder, [*(b.tensor for b in others), *inner], settings.compiled)
+    both = readings, others
+    names, theirs = ([reading.tensor for reading in read] for read in both)
     executor = Executor(started, model.folder, [*names, *inner], settings.compiled)
     if taught is not None:
         _check_answers(lesson, list(zip(names, theirs, strict=True)))
+    scored = classifier(model, readings)
     loss = Loss(
-        classifier(model, readings),
+        scored,
+        _variances(lesson, theirs),
+        lesson.train.y is not None or scored is None or "Softmax" in {read[scored].function for read in both if read},
         lesson.label_offset,
         settings.smoothing,
         settings.temperature,
@@ -191,6 +204,16 @@ def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Ta
     )
     batch = model.fixed_batch(lesson.train.inputs[0].name)
     return Task(executor, taught, len(names), loss, lesson.train, lesson.holdout, batch, lesson.identity)
+
+
+def _variances(lesson: Lesson, names: list[str]) -> list[float]:
+    """Measure how much a teacher's answers vary, on some of the samples that are trained on."""
+    if lesson.teacher is None:
+        return []
+    samples = lesson.train.take(np.arange(min(CALIBRATION, len(lesson.train))))
+    session = runtime.open_with(lesson.teacher.proto, names, lesson.teacher.folder)
+    answers = [session.run(feed, names) for feed in feeds(samples, lesson.model)]
+    return [variance(np.concatenate([values.reshape(-1) for values in found])) for found in zip(*answers, strict=True)]
 
 
 def _pair(ours: Reading, theirs: Reading) -> tuple[Reading, Reading]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -14,8 +15,9 @@ from onnxprune.answers import Reading, find_readings
 from onnxprune.errors import InputError
 from onnxprune.model import Model
 from onnxprune.training.executor import FLOATS
+from onnxprune.weights import Array
 
-STEADY = 1e-6  # of an output's mean square, which its variance is taken for at least
+STEADY = 1e-6  # of an answer's mean square, which its variance is taken for at least
 
 
 def float_readings(model: Model) -> list[Reading]:
@@ -48,6 +50,9 @@ class Loss:
 
     Attributes:
         classifier: which answer scores classes, (N, classes) or (N, classes, 1, 1); None where none does.
+        variances: of the teacher's answers, the units that distances from them are in; empty without a teacher.
+        is_sure: whether the classifier's answers are known to be classes, by a softmax or by labels. Those of other
+            models may be anything, so that what all of them share, which no class depends on, counts as well.
         label_offset: the index of a class is its label plus this.
         smoothing: share of the label's probability that all classes get.
         temperature: what scores are divided by before they are compared with the teacher's (Hinton et al., 2015).
@@ -56,6 +61,8 @@ class Loss:
     """
 
     classifier: int | None
+    variances: Sequence[float] = ()
+    is_sure: bool = True
     label_offset: int = 0
     smoothing: float = 0.0
     temperature: float = 2.0
@@ -100,20 +107,21 @@ class Loss:
         return answers[self.classifier].float().flatten(1)
 
     def _from_teacher(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-        """Compare the classes by their divergence, all other answers by their distance."""
+        """Compare the classes by their divergence, all other answers and what may be no classes by their distance."""
         loss = torch.zeros((), device=found[0].device)
         if self.classifier is not None:
             ours, theirs = (F.log_softmax(self.scores(a) / self.temperature, dim=1) for a in (found, wanted))
             loss = self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-        pairs = [pair for place, pair in enumerate(zip(found, wanted, strict=True)) if place != self.classifier]
-        distances = [_distance(a.float(), b.float()) for a, b in pairs]
+        answers = enumerate(zip(found, wanted, self.variances, strict=True))
+        apart = [answer for place, answer in answers if place != self.classifier or not self.is_sure]
+        distances = [(ours.float() - theirs.float()).square().mean() / unit for ours, theirs, unit in apart]
         return loss + torch.stack(distances).mean() if distances else loss
 
 
-def _distance(found: Tensor, wanted: Tensor) -> Tensor:
-    """Give the mean square difference in units of the variance of what is wanted."""
-    least = STEADY * wanted.square().mean() + 1e-12
-    return (found - wanted).square().mean() / wanted.var(correction=0).clamp(min=least)
+def variance(answers: Array) -> float:
+    """Give the variance of a teacher's numbers; where they hardly vary, a small part of their square."""
+    numbers = answers.astype(np.float64)
+    return float(max(numbers.var(), STEADY * np.square(numbers).mean() + 1e-12))
 
 
 def _map(x: Tensor) -> Tensor:

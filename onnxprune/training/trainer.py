@@ -35,7 +35,7 @@ NOTHING_BETTER = (
 )
 
 LOWER = "a lower --rate may help"
-EVALUATED = 256  # samples of the hold-out that run together
+EVALUATED = 256  # samples of the hold-out that run together, where steps take no fewer
 CHECKED = 50  # steps between looks at whether the loss is finite; all processes look together
 
 
@@ -109,12 +109,7 @@ class Trainer:
         self.steps = len(task.train) // self.batch
         if self.batch % team.count:
             raise InputError(f"a step of {self.batch} samples does not divide among {team.count} processes")
-        if self.batch == team.count and _normalises(self.model):
-            raise InputError(
-                "a step of one sample a process is no batch to normalise by; give a larger --batch, or --norms keep"
-            )
-        if not list(self.model.parameters()):
-            raise InputError("the model holds no float weights to train; train it before it is quantised")
+        check_weights(task.model)
         assert settings.rate is not None, "`with_rate` chooses one"
         self.rate = settings.rate
         self.optimizer = _optimizer(self.model, settings)
@@ -164,7 +159,7 @@ class Trainer:
 
     def _chosen(self) -> tuple[Weights, int]:
         """Give the weights of the epoch that the settings ask for, and its number."""
-        if self.settings.choose == "last" and len(self.rows) > 1:
+        if self.settings.choose == "last" and (self.folder / checkpoint.LAST).exists():
             last = checkpoint.load(self.folder, checkpoint.LAST)
             return last["average"] or last["weights"], last["epoch"]
         best = checkpoint.load(self.folder, checkpoint.BEST)
@@ -237,7 +232,7 @@ class Trainer:
         sums = torch.zeros(3, dtype=torch.float64)
         own = task.holdout.take(np.arange(team.rank, len(task.holdout), team.count))
         with torch.no_grad():
-            for inputs, labels in self._batches(own, task.fixed_batch or EVALUATED):
+            for inputs, labels in self._batches(own, task.fixed_batch or min(EVALUATED, self.batch // team.count)):
                 if len(inputs[0]) != (task.fixed_batch or len(inputs[0])):
                     break  # the last samples do not fill a batch
                 found, wanted = self._answers(self.model, inputs)
@@ -331,6 +326,16 @@ def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return [name for name in changed if name != "settings"] + options
 
 
+def check_weights(model: Executor) -> None:
+    """Make sure that there is something to train.
+
+    Raises:
+        InputError: there is not.
+    """
+    if not list(model.parameters()):
+        raise InputError("the model holds no float weights to train; train it before it is quantised")
+
+
 def schedule(step: int, steps: int, warmup: float) -> float:
     """Give the share of the highest rate at a step: a rising line, then half a cosine down to 0."""
     rise = warmup * steps
@@ -375,10 +380,6 @@ def _placed(model: Executor, device: torch.device) -> Executor:
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
-
-
-def _normalises(model: Executor) -> bool:
-    return any(True for _ in model.statistics.named_buffers())
 
 
 def _copied(model: Executor) -> Weights:

@@ -20,6 +20,7 @@ from onnxprune.search.policy.space import Space
 TRUST = 0.1  # in the start: what a unit of logarithm away from its weights is worth, in units of rewards
 POWER, POWER_TRUST = 1.2, 2.0  # what the sum of errors is raised to, and how far that is trusted
 FLOOR = 1e-9  # of the errors of the plan to start from
+LEAST = 1e-9  # of what the smallest network loses, that the plan to start from is taken to lose at least
 TINY = 1e-9
 
 
@@ -40,8 +41,9 @@ class Credit:
         groups = len(space.start)
         self._before = space.weights + (np.zeros(groups) if corrections is None else corrections)
         self._whitening = np.linalg.inv(np.linalg.cholesky(doubt))  # makes numbers that are correlated independent
-        weights = np.exp(self._before)
-        self._scale = weights / max(float(space.lost(space.start[None])[0] @ weights), 1e-300)
+        weights = np.exp(self._before - self._before.max())
+        lost, most = space.lost(np.stack([space.start, space.problem.least])) @ weights
+        self._scale = weights / (max(lost, LEAST * most) or 1.0)  # the plan to start from may lose nothing
         self._lost, self._rewards, self.best = np.empty((0, groups)), np.empty(0), space.start
         self._seen: set[bytes] = set()
         self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])

@@ -72,8 +72,9 @@ class Episodes:
 
     @cached_property
     def _first(self) -> float:
-        """The error of the plan to start from."""
-        return float(self._errors([self.problem.plan(self.space.start)])[0])
+        """The error of the plan to start from; of one that answers with no numbers, that of any constant answer."""
+        error = float(self._errors([self.problem.plan(self.space.start)])[0])
+        return error if np.isfinite(error) else 1.0
 
     def begin(self) -> State:
         """Start with the whole network."""
@@ -112,10 +113,10 @@ class Episodes:
 
     def rewards(self, plans: Sequence[Plan]) -> Floats:
         """Judge plans: how much smaller their errors are than that of the plan to start from, as a logarithm."""
-        least = TINY * self._first + 1e-12
-        gained: Floats = np.log((self._first + least) / (np.maximum(self._errors(plans), 0) + least))
-        result: Floats = np.clip(np.nan_to_num(gained, nan=-MOST_REWARD), -MOST_REWARD, MOST_REWARD)
-        return result
+        errors, least = self._errors(plans), TINY * self._first + 1e-12
+        known = np.where(np.isfinite(errors), np.maximum(errors, 0), self._first)
+        gained = np.clip(np.log((self._first + least) / (known + least)), -MOST_REWARD, MOST_REWARD)
+        return np.where(np.isfinite(errors), gained, -MOST_REWARD)
 
     def _errors(self, plans: Sequence[Plan]) -> Floats:
         """Judge plans: by what they answer, without data by the importance that they lose."""

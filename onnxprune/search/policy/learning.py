@@ -40,13 +40,13 @@ class Learning:
         new: least share of a batch's plans that is to be new; where fewer are, it is drawn more boldly.
         bolder: how much more.
         thoughts: further actions that are tried in each state, by the model of `Credit` alone.
-        afterthoughts: batches of episodes that are thought of after each in which plans were new.
+        afterthoughts: batches of episodes that are thought of after each that is learnt from.
     """
 
     together: int = 8
-    rounds: int = 10
-    rate: float = 1e-3
-    own_rate: float = 0.03
+    rounds: int = 5
+    rate: float = 2e-3
+    own_rate: float = 0.06
     clip: float = 0.2
     discount: float = 1.0
     trace: float = 0.95
@@ -119,6 +119,7 @@ class Learner:
         self.believe(episodes.prior.mean)
         self._boldness = how.boldness
         self._drawing = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        self._is_for_others = optimizer is not None
         self._optimizer = optimizer or optimizer_of(agent, how, [self.own])
 
     def play(self, number: int, aims: Sequence[Floats] = (), *, likely: int = 0) -> tuple[list[Step], list[State]]:
@@ -159,15 +160,17 @@ class Learner:
         Their actions are shifted to what is best by all that is known, and to what would be best if groups mattered as
         they might (Thompson sampling). Nearly half keep the noise of the agent's actions, too, for what no model tells.
         One is the agent's own, as soon as by all that is known it is as good as the best plan so far. Where widths come
-        in large steps, that leads to plans that are known, so it is drawn more boldly until enough plans are new.
+        in large steps, that leads to plans that are known, so it is drawn more boldly until enough plans are new. Where
+        none is, nothing is learnt, unless for other networks, too.
         """
         known, aims = self.episodes.problem.judged, self.aims(number - self._is_worth_judging(self.play_likely()))
         steps, ends = self.play(number, aims, likely=number - (number - 1) // 2)
         rewards = self.episodes.rewards([self.episodes.problem.plan(end.counts) for end in ends])
-        self.learn(steps, ends, rewards)
         new = self.episodes.problem.judged - known
-        for _ in range(self.how.afterthoughts if new else 0):
-            self.think(number)
+        if new or self._is_for_others:
+            self.learn(steps, ends, rewards)
+            for _ in range(self.how.afterthoughts):
+                self.think(number)
         is_new_enough = new >= self.how.new * number
         bolder = 1 / self.how.bolder if is_new_enough else self.how.bolder
         self._boldness = max(self.how.boldness, self._boldness * bolder)

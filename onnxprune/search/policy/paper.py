@@ -54,6 +54,7 @@ WIDTH, HIDDEN, ROUNDS = 50, 200, 1
 CLIP, DISCOUNT, RATE, TIMES, VALUE = 0.2, 0.99, 3e-4, 10, 0.5
 MOST_STEPS = 100  # after which the agent learns
 PER_BUDGET = 5  # of the budget's plans, one part of so many counts as steps after which the agent learns
+IDLE = 10  # times in a row that it plays, and no episode meets the targets: then it has learnt that none does
 TRIES = 20  # episodes for each plan of the budget, those included that fail
 LARGEST_LOG = 20.0  # of how much more likely an action became: beyond, numbers overflow
 
@@ -95,12 +96,15 @@ def search_as_paper(problem: Problem, settings: SearchSettings, progress: Progre
     with seeded(settings.seed) as generator:
         learner = Learner(shrinking, generator)
         every = min(MOST_STEPS, max(LENGTH, settings.budget // PER_BUDGET))
+        idle = 0
         while (open_ := settings.budget - 1 - len(ended.plans)) > 0 and ended.played < TRIES * settings.budget:
-            if settings.stop():
+            if idle == IDLE or settings.stop():
                 break
             episodes = learner.play(every, open_, TRIES * settings.budget - ended.played)
             rewards = ended.judge(episodes)
+            idle += 1
             if any(episode.is_met for episode in episodes):
+                idle = 0
                 progress(len(ended.plans), settings.budget)
             learner.learn(episodes, rewards)
     plan = problem.plan(problem.fit(ended.best * problem.widths / problem.most))

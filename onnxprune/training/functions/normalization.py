@@ -14,12 +14,15 @@ SMALLEST = 1e-9
 
 @function("BatchNormalization", fixed=(3, 4))
 def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Result:
-    """BatchNormalization: while the model trains, with the statistics of the batch, which move its own along."""
+    """BatchNormalization: while the model trains, with the statistics of the batch, which move its own along.
+
+    One sample is no batch: it is normalised with the model's own statistics, as in use.
+    """
     if not call.attribute("spatial", 1):
         raise call.refusal("has statistics for each pixel")
     momentum, epsilon = float(call.attribute("momentum", 0.9)), float(call.attribute("epsilon", 1e-5))
     if not call.attribute("training_mode", 0):
-        y = F.batch_norm(x, mean, variance, scale, bias, call.training, 1 - momentum, epsilon)
+        y = F.batch_norm(x, mean, variance, scale, bias, call.training and len(x) > 1, 1 - momentum, epsilon)
         return y if call.outputs == 1 else (y, mean, variance, mean, variance)
     moments = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     followed = [old * momentum + new * (1 - momentum) for old, new in zip((variance, mean), moments, strict=True)]
