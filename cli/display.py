@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxprune.errors import InputError
+from onnxprune.files import aside
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,9 +35,16 @@ shape_option = click.option(
 
 
 def _check_json(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
-    """Refuse a file that cannot be written before any work is done."""
-    if file is not None and not file.parent.is_dir():
+    """Refuse a file that cannot be written, or holds something else such as a model, before any work is done."""
+    if file is None or str(file) == "-":
+        return file
+    if not file.parent.is_dir():
         raise InputError(f"--json {file}: the folder {file.parent} does not exist; create it or choose another file")
+    if file.is_file():
+        with file.open("rb") as opened:
+            begins = opened.read(100).lstrip()
+        if begins and begins[:1] not in (b"{", b"["):
+            raise InputError(f"--json {file} would overwrite a file that holds no JSON; --json takes the file to write")
     return file
 
 
@@ -238,7 +246,11 @@ def write_result(json_file: Path | None, content: Any) -> None:
         click.echo(text)
         return
     try:
-        json_file.write_text(text + "\n", encoding="utf-8")
+        if json_file.exists() and not json_file.is_file():  # a pipe, which nothing can take the place of
+            json_file.write_text(text + "\n", encoding="utf-8")
+            return
+        with aside(json_file.resolve()) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--json {json_file} cannot be written: {error.strerror}") from error
 

@@ -30,6 +30,7 @@ WORDS = {
 }
 AMOUNTS = {LATENCY: (1e3, "ms"), MEMORY: (1e6, "MB")}
 """How much of a metric counts as one where it is shown, and of what; all else is shown as it is counted."""
+WITHOUT = "--verify none compresses a model that onnxruntime cannot run"
 FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at least this part of the share of time
 CLOSE = 0.05  # part of a limit; a cost as close to it as that is held down by it
 WORTH_COARSER = 0.9  # coarser widths are taken where they need at most this share of the time
@@ -164,6 +165,18 @@ def described(target: Target, original: Mapping[str, float]) -> str:
     return f"{target.limit / max(total, 1):.1%} of the {WORDS[target.metric]}: {amounts}."
 
 
+def check_runs(model: Model, device: Device) -> None:
+    """Make sure that a model runs where its cut will be measured, before anything is searched.
+
+    Raises:
+        InputError: onnxruntime cannot run it there.
+    """
+    try:
+        device.session(model.proto, model.folder).run(device.inputs(model))
+    except InputError as error:
+        raise InputError(f"{error}; {WITHOUT}") from error
+
+
 def measure_beside(attempt: Attempt, model: Model, device: Device) -> None:
     """Time what was cut beside its original, in turns.
 
@@ -176,7 +189,7 @@ def measure_beside(attempt: Attempt, model: Model, device: Device) -> None:
         smaller = device.session(attempt.result, model.folder)
         before, after = runtime.latencies([original, smaller], [feed, feed])
     except InputError as error:
-        raise InputError(f"{error}; --verify none compresses a model that onnxruntime cannot run") from error
+        raise InputError(f"{error}; {WITHOUT}") from error
     attempt.before, attempt.after = latency(before), latency(after)
     attempt.speedup = intervals.ratio(before, after)
 

@@ -23,6 +23,7 @@ from onnxprune.outputs import beside, check_apart, check_outputs, move
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import default_folder
 from onnxprune.reporting import plain, versions
+from onnxprune.runs import take
 from onnxprune.training import checkpoint
 from onnxprune.training.lesson import Lesson, check_teacher, train, untrained
 from onnxprune.training.processes import Processes, processes
@@ -30,6 +31,7 @@ from onnxprune.training.settings import FinetuneSettings, check
 from onnxprune.training.trainer import Result
 
 FORMAT = "onnxprune.finetune/1"
+LOCK = ".lock"  # in the folder of a run, as long as it is at work
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _opened_run(folder: Path, may_exist: bool, team: Processes) -> Iterator[None
     """Make the folder for checkpoints; where training never began, it goes again.
 
     Raises:
-        InputError: it cannot be made, or holds a run already.
+        InputError: it cannot be made, holds a run already, or another run is at work there.
     """
     if not may_exist and (folder / checkpoint.LAST).exists():
         raise InputError(f"{folder} holds a run; go on with --resume, start again with --force, or give another --run")
@@ -221,9 +223,13 @@ def _opened_run(folder: Path, may_exist: bool, team: Processes) -> Iterator[None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be made ({error.strerror}); give another --run") from error
+    lock = take(folder / LOCK) if team.is_first else None
     try:
         yield
     finally:
+        if lock is not None:
+            lock.close()
+            (folder / LOCK).unlink(missing_ok=True)
         if is_new:
             with suppress(OSError):
                 folder.rmdir()  # only if it is empty

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import WORDS, early_end, measure_memory
+from onnxprune.attempt import WORDS, check_runs, early_end, measure_memory
 from onnxprune.attempts import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
@@ -144,6 +144,8 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
+    if source.settings.verify != "none" and not dry_run:
+        check_runs(prepared.original.model, source.settings.device)
     if {LATENCY, MEMORY} & source.settings.targets.keys() or source.settings.align == "auto":
         with clock.stage("measure cuts"):
             prepared, errors = predict(prepared, progress)
@@ -190,10 +192,15 @@ def _proven(
     if trained is not attempt.result:
         with clock.stage("verify"):
             checks |= verify_repaired(lossless.channels, attempt.plan, trained, settings.verify)
+    notes = []
     if attempt.memory is None and settings.verify != "none":
         with clock.stage("measure memory"):
-            measure_memory(attempt, prepared.original.model, settings.device)
+            try:
+                measure_memory(attempt, prepared.original.model, settings.device)
+            except InputError as error:  # nobody asked for it
+                notes.append(f"what memory a process needs was not measured: {error}")
     report = summarise(prepared, attempt, out, clock)
+    report.notes += notes
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
     _note_search(report, attempts)

@@ -17,7 +17,7 @@ from onnxprune.judging import Candidates, judge_on
 from onnxprune.lossless import Lossless, find_lossless
 from onnxprune.metrics import LATENCY, MEMORY, Costs
 from onnxprune.model import Model
-from onnxprune.predicting import kept, memory
+from onnxprune.predicting import kept
 from onnxprune.predicting.alignment import fastest_multiple
 from onnxprune.problem import Problem
 from onnxprune.progress import Progress
@@ -107,6 +107,11 @@ def prepare(source: Source) -> Prepared:
     """
     runtime.check_provider(source.settings.device.provider)
     model = models.load(source.path, runtime.evaluate, source.settings.shapes)
+    batch, samples = source.settings.batch, source.settings.device.samples(model)
+    if batch not in (None, samples):
+        raise InputError(
+            f"{source.path.name} takes {samples} at once; leave --batch out, or export the model with a free batch"
+        )
     data = None if source.data is None else read_data(source.data, model, read_preprocess(source.preprocess))
     original = source.find(model)
     parts = None if data is None else _parts(source, original, data)
@@ -134,7 +139,7 @@ def predict(prepared: Prepared, progress: Progress) -> tuple[Prepared, dict[str,
         if asked.align == "auto":
             asked = replace(asked, align=fastest_multiple(prepared.lossless.channels, costs, predictor))
     if MEMORY in asked.targets:
-        costs.predicted[MEMORY], errors[MEMORY] = memory.predictor(*given)
+        costs.predicted[MEMORY], errors[MEMORY] = kept.memory_predictor(*given)
     return replace(prepared, source=replace(prepared.source, settings=asked)), errors
 
 

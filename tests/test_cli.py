@@ -102,6 +102,17 @@ def test_inspect_shows_costs_groups_and_what_is_frozen_and_why(folder: Path) -> 
     assert files(folder) == before
 
 
+def test_json_takes_the_place_of_json_alone(folder: Path) -> None:
+    before = Path("model.onnx").read_bytes()
+    outcome = run("inspect", "model.onnx", "--json", "model.onnx")
+    assert outcome.code == 2
+    assert "--json model.onnx would overwrite a file that holds no JSON" in outcome.errors[0]
+    assert Path("model.onnx").read_bytes() == before
+    for _ in range(2):
+        passed("inspect", "model.onnx", "--json", "found.json")
+    assert sorted(files(folder)) == ["found.json", "model.onnx"]
+
+
 def test_inspect_json_holds_what_counting_by_hand_gives(folder: Path) -> None:
     passed("inspect", "model.onnx", "--json", "found.json")
     found = read("found.json")

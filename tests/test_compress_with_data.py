@@ -269,6 +269,37 @@ def test_a_fixed_batch_with_fewer_samples_to_calibrate_with_is_refused(folder: P
         compress()
 
 
+def test_where_the_model_does_not_run_is_told_before_the_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(*_: Any, **__: Any) -> None:
+        raise InputError("there is no GPU")
+
+    give(convs(), images(60))
+    monkeypatch.setattr("onnxprune.predicting.device.Device.session", session)
+    assert compress(verify="none").after.latency_ms is None
+    monkeypatch.setattr("onnxprune.pipeline._search", lambda *_: pytest.fail("searched"))
+    with pytest.raises(InputError, match="there is no GPU; --verify none compresses"):
+        compress()
+
+
+def test_memory_that_nobody_asked_for_may_stay_unknown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def memory(*_: Any) -> None:
+        raise InputError("the process ended")
+
+    give(convs(), images(60))
+    monkeypatch.setattr("onnxprune.pipeline.measure_memory", memory)
+    report = compress()
+    assert "what memory a process needs was not measured: the process ended" in report.notes
+    assert Path("small.onnx").exists()
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused(folder: Path) -> None:
+    give(convs(), images(60))
+    write(convs(batch=1), Path("model.onnx"))
+    with pytest.raises(InputError, match=r"model\.onnx takes 1 at once; leave --batch out"):
+        compress(batch=16)
+    assert compress(batch=1).settings["batch"] == 1
+
+
 def test_what_training_refuses_is_refused_before_the_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.pipeline._search", lambda *_: pytest.fail("searched"))
     give(convs(), images(120))

@@ -23,6 +23,7 @@ import onnxprune
 from onnxprune import FinetuneSettings, runtime
 from onnxprune.errors import InputError
 from onnxprune.finetuning import FinetuneReport
+from onnxprune.runs import take
 from onnxprune.training import checkpoint, trainer
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch": 64, "augment": "none", "precision": "fp32"}
@@ -519,6 +520,13 @@ def test_where_no_epoch_is_better_the_weights_are_as_they_were_to_the_letter(fol
     report = finetune(rate=100.0, clip=0.0)
     assert report.chosen_epoch == 0
     assert onnx.load("trained.onnx") == onnx.load("model.onnx")
+
+
+def test_two_runs_do_not_share_a_folder(folder: Path) -> None:
+    with take(Path("trained.run/.lock")), pytest.raises(InputError, match=r"another run is at work in trained\.run"):
+        finetune(epochs=1)
+    finetune(epochs=1)
+    assert not Path("trained.run/.lock").exists()
 
 
 def test_weights_beside_the_file_are_found_wherever_the_teacher_lies(folder: Path) -> None:

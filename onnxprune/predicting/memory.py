@@ -23,11 +23,12 @@ from onnxprune.metrics import Costs
 from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.predicting.device import Device
-from onnxprune.profiling.process import Subject
+from onnxprune.profiling.process import Subject, write_feed
 from onnxprune.progress import Progress
 from onnxprune.surgery import cut
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 SHARES = (1.0, 0.75, 0.5, 0.3, 0.15, 0.05)  # of all widths, of the cuts that are measured
 USES = 3  # runs whose memory is looked at
 PARTS = ("file_bytes", "activation_bytes")
@@ -42,15 +43,18 @@ def needed(proto: ModelProto, model: Model, device: Device) -> int | None:
         device: what it runs on: on a GPU, the memory there counts.
 
     Returns:
-        None where the system does not tell.
+        None where the system does not tell, or the model reads text, for which no inputs can be made up.
 
     Raises:
         InputError: onnxruntime cannot run it.
     """
+    inputs = device.inputs(model)
+    if any(values.dtype == object for values in inputs.values()):
+        return None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         file, feed = Path(scratch) / "model.onnx", Path(scratch) / "feed.npz"
         models.save(proto, file, model.folder)
-        np.savez(feed, allow_pickle=False, **device.inputs(model))
+        write_feed(feed, inputs)
         with Subject(file, feed, provider=device.provider, threads=device.threads or None) as subject:
             used, before = subject.use(USES), subject.loaded
     if device.provider == runtime.CPU:
@@ -60,10 +64,8 @@ def needed(proto: ModelProto, model: Model, device: Device) -> int | None:
     return None if most is None or base is None else max(int(most) - int(base), 0)
 
 
-def predictor(
-    channels: Channels, costs: Costs, device: Device, progress: Progress
-) -> tuple[Callable[[Floats], Floats], float]:
-    """Measure some cuts of a model; returns what gives the bytes of plans (plans, groups), and its mean error.
+def measure(channels: Channels, device: Device, progress: Progress) -> tuple[Counts, Floats]:
+    """Measure some cuts of a model: the channels of each, (cuts, groups), and the bytes that they need.
 
     Raises:
         InputError: onnxruntime cannot run the model, or the system does not tell what a process holds.
@@ -74,11 +76,22 @@ def predictor(
         smaller = cut(channels, Plan(tuple(np.arange(count) for count in row)), runtime.evaluate)
         most = needed(smaller, channels.model, device)
         if most is None:
-            raise InputError("--memory: this system does not tell how much memory a process holds")
+            raise InputError("--memory: it cannot be told here how much memory a process needs that runs this model")
         rows.append(row)
         found.append(float(most))
         progress.step(number + 1, len(SHARES))
-    parts, target = _parts(costs, np.stack(rows)), np.asarray(found)
+    return np.stack(rows), np.asarray(found)
+
+
+def predictor(costs: Costs, rows: Counts, target: Floats) -> tuple[Callable[[Floats], Floats], float]:
+    """Learn from what was measured; returns what gives the bytes of plans (plans, groups), and its mean error.
+
+    Args:
+        costs: of the model.
+        rows: cuts, see `measure`.
+        target: the bytes they need.
+    """
+    parts = _parts(costs, rows)
     size = np.maximum(parts.max(axis=0), 1e-12)
     weights = nnls(parts / size / target[:, None], np.ones(len(target)))[0] / size  # errors count as parts
 
@@ -86,7 +99,7 @@ def predictor(
         predicted: Floats = _parts(costs, counts) @ weights
         return predicted
 
-    return predict, float(np.abs(predict(np.stack(rows)) / target - 1).mean())
+    return predict, float(np.abs(predict(rows) / target - 1).mean())
 
 
 def _parts(costs: Costs, counts: npt.ArrayLike) -> Floats:

@@ -32,6 +32,7 @@ class Child:
     def __init__(self) -> None:
         self._session: runtime.Session
         self._run: Callable[[], object]
+        self._place = "cpu"
 
     def load(self, model: str, feed: str, bind: bool, **options: Any) -> dict[str, Any]:
         """Load a model and its inputs; tells the memory that is held before and after, and the seconds it took."""
@@ -42,11 +43,11 @@ class Child:
             options["profile"] = Path(options["profile"])
         self._session = session = runtime.Session(Path(model), **options)
         seconds = time.perf_counter() - start
-        self._run = lambda: session.run(inputs)
+        self._run, self._place = lambda: session.run(inputs), DEVICES.get(options["provider"], "cpu")
         if bind:
-            self._run = session.bind(inputs, DEVICES.get(options["provider"], "cpu"))
+            self._run = session.bind(inputs, self._place)
         found = {"seconds": seconds, "before": before, "loaded": memory.held(), "load_peak": memory.peak()}
-        return found | {"device_before": device, "device_loaded": gpu.held()}
+        return found | {"device_before": device, "device_loaded": self._held_there()}
 
     def run(self, count: int) -> dict[str, Any]:
         """Run so often; tells the milliseconds of each run, and those in which others had the processor."""
@@ -59,7 +60,12 @@ class Child:
         """Run so often, and tell the most memory that was held meanwhile, and what is held in the end."""
         known = memory.forget_peak()
         self.run(count)
-        return {"held": memory.held(), "peak": memory.peak() if known else None, "device_held": gpu.held()}
+        return {"held": memory.held(), "peak": memory.peak() if known else None, "device_held": self._held_there()}
+
+    def _held_there(self) -> int | None:
+        """Give what is held on the GPU; None also where its driver knows this process by another number."""
+        found = gpu.held()
+        return None if found == 0 and self._place != "cpu" else found
 
     def end_profile(self) -> dict[str, Any]:
         """End the file of kernel times; tells where it is."""
@@ -81,7 +87,7 @@ def serve(lines: TextIO, answers: TextIO) -> None:
 
 def _inputs(path: Path) -> dict[str, Array]:
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {str(name): arrays[f"arr_{at}"] for at, name in enumerate(arrays["names"])}
 
 
 def main() -> None:

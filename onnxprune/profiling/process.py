@@ -6,13 +6,22 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from onnxprune.errors import InputError
+from onnxprune.weights import Array
 
 WAIT = 5.0  # seconds that a process may take to end by itself
+
+
+def write_feed(file: Path, inputs: Mapping[str, Array]) -> None:
+    """Write the inputs of a model, whatever their names, for a process to read."""
+    np.savez(file, *inputs.values(), names=np.asarray(list(inputs), np.str_))
 
 
 class Subject:
@@ -21,7 +30,7 @@ class Subject:
     Args:
         model: its file.
         options: what `runtime.Session` is given beside it.
-        feed: an .npz with its inputs.
+        feed: its inputs, see `write_feed`.
         bind: whether inputs and outputs stay on the device.
 
     Attributes:
@@ -36,7 +45,7 @@ class Subject:
         self._ran = self._waited = 0.0  # milliseconds
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
-            command = [sys.executable, "-m", "onnxprune.profiling.child"]
+            command = [sys.executable, "-P", "-m", "onnxprune.profiling.child"]  # -P: nothing of this folder
             self._process = stack.enter_context(
                 subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, encoding="utf-8"

@@ -18,7 +18,7 @@ from onnxprune.errors import InputError
 from onnxprune.profiling import intervals, load, machine
 from onnxprune.profiling.intervals import Interval
 from onnxprune.profiling.kernels import Trace, by_node, by_op, by_provider, read_trace
-from onnxprune.profiling.process import Subject
+from onnxprune.profiling.process import Subject, write_feed
 from onnxprune.profiling.rounds import Rounds
 from onnxprune.progress import Progress, Quiet
 from onnxprune.reporting import latency, versions
@@ -148,7 +148,7 @@ def profile(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         feeds = [Path(scratch) / f"{number}.npz" for number in range(len(given))]
         for one, feed in zip(given, feeds, strict=True):
-            np.savez(feed, allow_pickle=False, **one.feed)
+            write_feed(feed, one.feed)
         runs = _run(given, feeds, settings, told)
         traces = []
         told.stage("time kernels")

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_nets import convs
+from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
 from onnxprune.metrics import Costs
-from onnxprune.model import analyse
-from onnxprune.predicting import kept
+from onnxprune.model import Model, analyse
+from onnxprune.predicting import kept, memory
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.samples import Samples, draw
 from onnxprune.progress import Progress, Quiet
@@ -90,3 +91,20 @@ def test_what_was_used_longest_ago_makes_room(
     for seed in range(4):
         ms(net(seed))
     assert len(list((tmp_path / "onnxprune" / "latency").glob("*.npz"))) == 2
+
+
+def test_memory_is_predicted_alike_again_however_much_processes_vary(
+    measured: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+
+    def needed(proto: ModelProto, model: Model, device: Device) -> int:
+        asked.append(1)
+        return 10**7 + 2 * proto.ByteSize() + 10_000 * len(asked)
+
+    monkeypatch.setattr(memory, "needed", needed)
+    channels = net()
+    counts = np.asarray([[group.width // 2 for group in channels.groups]])
+    found = [kept.memory_predictor(channels, Costs(channels), Device(), Quiet())[0](counts) for _ in range(2)]
+    np.testing.assert_array_equal(*found)
+    assert len(asked) == len(memory.SHARES)

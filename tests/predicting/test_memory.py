@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_nets import convs, run, write
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 import onnxprune
 from onnxprune import CompressSettings, attempt, attempts, pipeline, runtime
@@ -42,6 +42,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]
         return int((found["base"] + 2 * proto.ByteSize()) ** found["bias"])
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(memory, "needed", needed)
     monkeypatch.setattr(pipeline, "measure_memory", attempt.measure_memory)
     write(convs(WIDTHS, image=(3, 8, 8)), Path("model.onnx"))
@@ -86,7 +87,7 @@ def test_a_system_that_does_not_tell_is_refused_with_a_target_and_told_nothing_w
     machine: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "needed", lambda *given: None)
-    with pytest.raises(InputError, match="--memory: this system does not tell"):
+    with pytest.raises(InputError, match="--memory: it cannot be told here"):
         compress("0.5")
     report = onnxprune.compress("model.onnx", "small.onnx", CompressSettings({"macs": "0.5"}), force=True)
     assert report.after.memory_bytes is None
@@ -95,7 +96,7 @@ def test_a_system_that_does_not_tell_is_refused_with_a_target_and_told_nothing_w
 def test_predictions_follow_what_was_measured(machine: dict[str, float]) -> None:
     channels = net()
     costs = Costs(channels)
-    predict, error = memory.predictor(channels, costs, Device(), Quiet())
+    predict, error = memory.predictor(costs, *memory.measure(channels, Device(), Quiet()))
     assert error < 0.02
     counts = np.asarray([[group.width // 2 for group in channels.groups]])
     expected = BASE + 2 * costs.of(counts)["file_bytes"]
@@ -112,6 +113,14 @@ def test_predictions_that_are_off_are_made_up_for(machine: dict[str, float], mon
     monkeypatch.setattr(attempts, "measure_memory", biased)
     report = compress("0.8")
     assert report.target[MEMORY]["reached"] / report.before.memory_bytes == pytest.approx(0.8, rel=0.06)
+
+
+def test_of_a_model_that_reads_text_nothing_is_told() -> None:
+    model = convs()
+    model.graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, [1]))
+    model.graph.node.append(helper.make_node("Identity", ["text"], ["same"]))
+    model.graph.output.append(helper.make_tensor_value_info("same", TensorProto.STRING, [1]))
+    assert memory.needed(model, analyse(model, Path(), runtime.evaluate, {}), Device()) is None
 
 
 @linux

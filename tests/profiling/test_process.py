@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune import runtime
 from onnxprune.errors import InputError
 from onnxprune.profiling import child, gpu, load, machine, memory
-from onnxprune.profiling.process import Subject
+from onnxprune.profiling.process import Subject, write_feed
 
 MEGABYTE = 1_000_000
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
@@ -29,7 +29,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not
 
 def started(folder: Path, model: ModelProto, feed: dict[str, Any], **options: Any) -> Subject:
     file = write(model, folder / "model.onnx")
-    np.savez(folder / "feed.npz", **feed)
+    write_feed(folder / "feed.npz", feed)
     return Subject(file, folder / "feed.npz", **{"threads": 1, "provider": runtime.CPU, **options})
 
 
@@ -42,6 +42,24 @@ def test_a_process_runs_as_often_as_it_is_told_and_times_each_run(tmp_path: Path
         times = subject.run(4)
     assert len(times) == 4
     assert all(time > 0 for time in times)
+
+
+@pytest.mark.parametrize("name", ["file", "names", "allow_pickle", "arr_0", "a/b é"])
+def test_inputs_may_have_any_name(tmp_path: Path, name: str) -> None:
+    model = convs()
+    model.graph.input[0].name = name
+    for node in model.graph.node:
+        node.input[:] = [name if given == "image" else given for given in node.input]
+    with started(tmp_path, model, {name: image()["image"]}) as subject:
+        assert len(subject.run(1)) == 1
+
+
+def test_nothing_that_lies_in_the_working_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("numpy", "random", "onnxruntime"):
+        Path(f"{name}.py").write_text("raise SystemExit('taken over')")
+    with started(tmp_path, convs(), image()) as subject:
+        assert len(subject.run(1)) == 1
 
 
 def test_a_process_that_was_killed_is_an_error_that_names_the_model(tmp_path: Path) -> None:
@@ -239,6 +257,17 @@ def test_memory_on_a_gpu_is_that_of_this_process_alone(monkeypatch: pytest.Monke
     assert gpu.held() == 0
     assert len(ends) == 2
     assert machine.described()["gpu"] == "Made-up GPU"
+
+
+@pytest.mark.parametrize(("place", "expected"), [("cuda", None), ("cpu", 0)])
+def test_a_model_on_a_gpu_whose_driver_does_not_know_this_process_holds_nobody_knows_what(
+    monkeypatch: pytest.MonkeyPatch, place: str, expected: int | None
+) -> None:
+    monkeypatch.setattr(gpu, "held", lambda: 0)
+    monkeypatch.setattr(child.Child, "run", lambda self, count: {})
+    one = child.Child()
+    one._place = place
+    assert one.use(1)["device_held"] == expected
 
 
 def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
