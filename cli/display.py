@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxprune.errors import InputError
-from onnxprune.files import aside
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -239,6 +238,8 @@ def write_result(json_file: Path | None, content: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    from onnxprune.files import aside
+
     if json_file is None:
         return
     text = json.dumps(content, indent=1, ensure_ascii=False)

@@ -15,6 +15,7 @@ Numbers = npt.NDArray[np.float64]
 
 SMALLEST = 1e-12  # probability; smaller ones count as this where a logarithm must be taken of them
 STEADY = 1e-6  # share of an output's squared mean that its variance is taken for at least: rounding is no difference
+FAINTEST = 1e-10  # of the variance of a whole output, that of each of its kinds of numbers is taken for at least
 ZERO = 1e-12  # what the variance of an output is taken for at least, be it all zero
 ROUNDED = 1e-2  # how far probabilities in half precision may be from adding up to one
 
@@ -63,34 +64,60 @@ def divergences(wanted: Array, found: Array) -> Numbers:
     return rows
 
 
-def variance(values: Sequence[Any]) -> float:
-    """Give the variance of an output's numbers over all batches, 1 for integers.
+def variance(values: Sequence[Any]) -> Numbers:
+    """Give the variance of an output's numbers over all batches, in a shape that goes with the output; 1 for integers.
 
-    Very small ones are raised (see `STEADY`, `ZERO`), so that rounding counts for nothing. NaN where the output is no
-    array, or has numbers of which none is finite.
+    Outputs of several axes may hold numbers of several kinds, such as boxes in pixels beside scores from 0 to 1, so
+    that each index of the axis that tells them apart has a variance of its own, see `_kinds`. Very small ones are
+    raised (see `STEADY`, `ZERO`, `FAINTEST`), so that rounding counts for nothing. NaN where the output is no array, or
+    has numbers of which none is finite.
     """
     if not all(isinstance(value, np.ndarray) for value in values):
-        return np.nan
+        return np.asarray(np.nan)
     if not is_float(values[0]) or not any(value.size for value in values):
-        return 1.0
-    count, total = 0, 0.0
-    for value in values:
-        finite = value[np.isfinite(value)]
-        count, total = count + finite.size, total + float(finite.sum(dtype=np.float64))
-    if not count:
-        return np.nan
-    mean = total / count
-    squares = sum(float(np.square(value[np.isfinite(value)].astype(np.float64) - mean).sum()) for value in values)
-    return max(squares / count, STEADY * mean**2, ZERO)
+        return np.asarray(1.0)
+    whole = _variance(values, ())
+    axis = _kinds(values)
+    if axis is None or np.isnan(whole):
+        return whole
+    each = _variance(values, (axis,))
+    return np.fmax(each, FAINTEST * whole)
 
 
-def deviations(wanted: Sequence[Any], found: Sequence[Any], variances: Sequence[float]) -> Numbers:
+def _kinds(values: Sequence[Array]) -> int | None:
+    """Find the axis whose indices mean different things: the shortest, where there are two or more behind the batch."""
+    shape = values[0].shape
+    long = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
+    if len(long) < 2:
+        return None
+    axis = min(long, key=lambda at: shape[at])
+    return axis if all(v.ndim == len(shape) and v.shape[axis] == shape[axis] for v in values) else None
+
+
+def _variance(values: Sequence[Array], kept: tuple[int, ...]) -> Numbers:
+    """Give the variance over all axes but those that are kept, with the others of size one; of finite numbers alone."""
+    axes = tuple(axis for axis in range(values[0].ndim) if axis not in kept)
+
+    def added(numbers: Sequence[Array]) -> Numbers:
+        sums = [value.sum(axis=axes, dtype=np.float64, keepdims=bool(kept)) for value in numbers]
+        return np.asarray(np.sum(sums, axis=0))
+
+    finite = [np.isfinite(value) for value in values]
+    with np.errstate(invalid="ignore", divide="ignore"):  # of nothing but infinite numbers
+        count = added(finite)
+        mean = added([np.where(known, value, 0) for known, value in zip(finite, values, strict=True)]) / count
+        apart = [np.where(f, value.astype(np.float64) - mean, 0) for f, value in zip(finite, values, strict=True)]
+        squares = added([np.square(difference) for difference in apart])
+        return np.where(count > 0, np.maximum(np.maximum(squares / count, STEADY * mean**2), ZERO), np.nan)
+
+
+def deviations(wanted: Sequence[Any], found: Sequence[Any], variances: Sequence[Numbers]) -> Numbers:
     """Give the squared distance of every output for one batch, NaN where there is none."""
     outputs = zip(wanted, found, variances, strict=True)
-    return np.array([np.nan if np.isnan(variance) else _deviation(a, b, variance) for a, b, variance in outputs])
+    return np.array([np.nan if np.isnan(variance).all() else _deviation(a, b, variance) for a, b, variance in outputs])
 
 
-def _deviation(wanted: Array, found: object, variance: float) -> float:
+def _deviation(wanted: Array, found: object, variance: Numbers) -> float:
     if not isinstance(found, np.ndarray) or is_float(found) != is_float(wanted):
         return 1.0
     if _long_axes(found) != _long_axes(wanted):
@@ -101,13 +128,13 @@ def _deviation(wanted: Array, found: object, variance: float) -> float:
     if not is_float(wanted):
         return float(np.mean(wanted != found))
     with np.errstate(invalid="ignore"):  # of infinite numbers
-        difference = found.astype(np.float64) - wanted
-    if not np.isfinite(difference).all():
+        squares = np.square(found.astype(np.float64) - wanted) / variance
+    if not np.isfinite(squares).all():
         given = np.isfinite(wanted)
         if not np.isfinite(found[given]).all():
             return np.inf
-        difference = difference[given]
-    return float(np.square(difference).sum()) / max(1, difference.size) / variance
+        squares = squares[given]
+    return float(squares.sum()) / max(1, squares.size)
 
 
 def _long_axes(values: Array) -> list[int]:

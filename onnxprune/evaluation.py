@@ -31,9 +31,12 @@ class Scores:
         kl: mean Kullback-Leibler divergence from the reference's class probabilities, in nats (None behind a sigmoid,
             where classes do not exclude each other).
         distance: from the reference's outputs, read before a last softmax or sigmoid: root of the mean over the outputs
-            of the mean squared difference, relative to the variance of all numbers that the reference gives there.
+            of the mean squared difference, relative to the variance of the numbers that the reference gives there.
             0 is the same, 1 as bad as answering their mean. Integer outputs count with the share of numbers that
-            differ, outputs of another shape as 1.
+            differ, outputs of another shape as 1. Numbers of different kinds in one output, such as boxes and scores,
+            have variances of their own, see `comparing.variance`.
+        others: of a model that classifies: the same of all its other float outputs (None: there are none), not yet
+            the root of it.
     """
 
     samples: int
@@ -42,17 +45,20 @@ class Scores:
     agreement: float | None = None
     kl: float | None = None
     distance: float | None = None
+    others: float | None = None
 
     @property
     def error(self) -> float:
-        """What searches minimise: `kl`, without it `distance`, without a reference the share of wrong classes.
+        """What searches minimise: `kl` and `others`, else `distance`, without a reference the share of wrong classes.
 
         Infinite where the model answers with NaN or infinity in place of the reference's numbers.
 
         Raises:
             ValueError: the model was compared with nothing.
         """
-        for error in (self.kl, self.distance, None if self.top1 is None else 1 - self.top1):
+        if self.kl is not None:
+            return self.kl + (self.others or 0.0)
+        for error in (self.distance, None if self.top1 is None else 1 - self.top1):
             if error is not None:
                 return error
         raise ValueError("these scores hold no comparison, with labels or with a reference")
@@ -148,7 +154,9 @@ class Judge:
         distance = float(np.sqrt(np.nanmean(deviations) / samples))
         if not expected.classes:
             return Scores(samples, distance=distance)
-        return self._scores(samples, distance, _Sums(*sums.tolist()))
+        others = deviations[expected.others]
+        apart = float(np.nanmean(others) / samples) if len(others) else None
+        return self._scores(samples, distance, apart, _Sums(*sums.tolist()))
 
     def _count(self, wanted: Answer, found: Answer, reading: Reading) -> _Sums:
         """Compare the class scores of one batch."""
@@ -171,7 +179,7 @@ class Judge:
         known = divergences[~np.isnan(divergences)]
         return _Sums(top1, top5, agreed, float(known.sum()), len(known))
 
-    def _scores(self, samples: int, distance: float, sums: _Sums) -> Scores:
+    def _scores(self, samples: int, distance: float, others: float | None, sums: _Sums) -> Scores:
         expected = self._expected
         has_labels = self._data.y is not None
         kl = None
@@ -184,6 +192,7 @@ class Judge:
             sums.agreed / samples,
             kl,
             distance,
+            others,
         )
 
 
@@ -199,6 +208,7 @@ class _Expected:
         place: position of the first float output.
         classes: how many classes the scores there are of (0: they are of none).
         are_probabilities: whether they are probabilities: no softmax was found to read before.
+        others: which other outputs are floats that can be compared.
 
     Raises:
         InputError: there is nothing to compare.
@@ -209,7 +219,7 @@ class _Expected:
         self.variances = [
             comparing.variance(values) for values in zip(*(answer.values for answer in answers), strict=True)
         ]
-        if np.isnan(self.variances).all():
+        if all(np.isnan(variance).all() for variance in self.variances):
             raise InputError("the original answers with no finite numbers, so nothing can be compared with it")
         self.place, self.classes = _find_classes(answers, readings)
         reading = readings[self.place]
@@ -220,6 +230,11 @@ class _Expected:
                 comparing.are_probabilities(class_scores(a.values[self.place], a.samples, reading)) for a in answers
             )
         )
+        self.others = [
+            place
+            for place, (value, variance) in enumerate(zip(answers[0].values, self.variances, strict=True))
+            if readings[place].tensor != reading.tensor and is_float(value) and not np.isnan(variance).all()
+        ]
 
 
 class _Sums(NamedTuple):

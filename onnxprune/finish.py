@@ -77,7 +77,9 @@ class Finish:
 
     @property
     def _stage_of_original(self) -> dict[str, Any]:
-        return _stage("original", replace(self._held_out.original_scores, agreement=None, kl=None, distance=None))
+        return _stage(
+            "original", replace(self._held_out.original_scores, agreement=None, kl=None, distance=None, others=None)
+        )
 
     def repaired(self, plan: Plan, smaller: ModelProto) -> ModelProto:
         """Repair a cut model; give it back as it was where the repair answers worse on samples that it has not seen."""
@@ -162,17 +164,24 @@ class Finish:
 def points_lost(original: Mapping[str, Any], found: Mapping[str, Any]) -> float:
     """Give the points that a model loses: of accuracy with labels, else of agreement.
 
-    Of a model that does not classify: hundredths of the distance at which it is as bad as a constant answer.
+    Of a model that does not classify, and of other outputs of one that does, if that is more: hundredths of the
+    distance at which it is as bad as a constant answer.
 
     Args:
         original: its stage, see `Finish.stages`.
         found: the stage of the smaller model.
     """
+    others = 100 * np.sqrt(_infinite(found["others"])) if "others" in found else -np.inf
     if "accuracy" in original:
-        return round(100 * (float(original["accuracy"]) - float(found["accuracy"])), EXACT)
+        return float(max(round(100 * (float(original["accuracy"]) - float(found["accuracy"])), EXACT), others))
     if "agreement" in found:
-        return round(100 * (1 - float(found["agreement"])), EXACT)
-    return np.inf if found["distance"] is None else float(100 * found["distance"])
+        return float(max(round(100 * (1 - float(found["agreement"])), EXACT), others))
+    return 100 * _infinite(found["distance"])
+
+
+def _infinite(number: float | None) -> float:
+    """Take None, which stands for what is not finite, for that."""
+    return np.inf if number is None else float(number)
 
 
 def _stage(name: str, scores: Scores) -> dict[str, Any]:

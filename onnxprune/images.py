@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
 """What is decoded, whatever a file's suffix says; some of Pillow's other formats start programs."""
 
 LARGEST_IMAGE = 89_000_000  # pixels; a small file can claim any number of them
+BRIGHTEST = 255  # pixel
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 CLASS = re.compile("[0-9]{1,9}")
 
@@ -172,6 +173,9 @@ def read_images(folder: Path, inputs: Sequence[Input], preprocess: Preprocess | 
             f"{folder} is a folder of images, the model takes samples of shape {shape[1:]}: "
             "no images of 1 or 3 channels; give an .npz"
         )
+    dtype = inputs[0].dtype
+    if dtype.kind in "bi" and (dtype.kind == "b" or np.iinfo(dtype).max < BRIGHTEST):
+        raise InputError(f"{folder} is a folder of images, of pixels up to 255; the model takes {dtype}: give an .npz")
     height, width = (size for i, size in enumerate(shape) if i not in (0, axis))
     made = None
     if preprocess is not None:

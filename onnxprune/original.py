@@ -131,5 +131,7 @@ class Original:
         for batch in self._walk.taps(names):
             y = batch[reader.y]
             places = how.places(y, max(1, round(wanted * self._batch)), rng)
-            other = None if partner is None else how.targets(batch[partner], places, groups)
+            other = None  # a partner of one sample is added to all of them
+            if partner is not None:
+                other = how.targets(np.broadcast_to(batch[partner], y.shape), places, groups)
             yield Target(places, y.shape[2:], how.targets(y, places, groups), other)

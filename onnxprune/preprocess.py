@@ -11,6 +11,9 @@ import numpy as np
 from onnxprune.errors import InputError
 from onnxprune.files import read_json
 
+UNKNOWN = ("do_flip_channel_order", "rescale_offset", "do_pad", "do_grayscale", "crop_pct")
+"""What changes pixels in such a file and is not done here."""
+
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
 """The codes of Pillow for ways to resample."""
 
@@ -77,6 +80,11 @@ def read_preprocess(text: str) -> Preprocess | None:
         raise InputError(f"{path}: rescale_factor, image_mean and image_std must be numbers ({error})") from error
     if not np.isfinite([scale, *mean, *std]).all() or 0 in std:
         raise InputError(f"{path}: rescale_factor, image_mean and image_std must be finite, image_std not 0")
+    for key in UNKNOWN:
+        if content.get(key):
+            raise InputError(
+                f"{path}: {key} is not known here; give samples that are ready as they are, in an .npy file"
+            )
     does_resize = bool(content.get("do_resize", True))
     does_crop = bool(content.get("do_center_crop", "crop_size" in content))
     resample = content.get("resample")

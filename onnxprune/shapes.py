@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TensorShapeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from onnxprune.errors import InputError
 from onnxprune.weights import Array, is_external
@@ -47,7 +56,12 @@ def declared_shape(value: ValueInfoProto) -> list[int | str | None] | None:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
         return None
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+    return [_declared(d) for d in tensor.shape.dim]
+
+
+def _declared(size: TensorShapeProto.Dimension) -> int | str | None:
+    """Read a declared size; below zero some exporters write what is free."""
+    return size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else size.dim_param or None
 
 
 def is_weight(tensor: TensorProto) -> bool:

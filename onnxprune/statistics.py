@@ -26,12 +26,13 @@ from onnxprune.progress import Progress, Quiet
 from onnxprune.readers import Reader, find_readers
 from onnxprune.weights import Array
 
-FORMAT = 3  # of what is kept on disk
+FORMAT = 4  # of what is kept on disk
 CONSTANT = 1e-6  # part of the mean variance; a number that varies less is a constant, but for rounding
 RIDGE = 1e-4  # part of the mean variance that is added to each number's own
 WIDEST = 5_000  # inputs of a layer; wider ones are looked at in blocks of channels
 ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 40, 8_000, 60_000
 HELD_BYTES = 2_000_000_000  # of sums that are held at once; more take further passes
+LAYER_BYTES = 1_000_000_000  # of the sums of one layer, where whole channels allow it; what is made of them is larger
 TAPPED = 100_000_000  # numbers in all tapped tensors of one batch
 CACHE_BYTES = 8_000_000_000  # on disk; what was made longest ago goes first
 IN_USE = 86_400  # seconds for which a run may go on using what it has found or is still writing
@@ -195,7 +196,7 @@ class _Sums:
         groups, inputs = reader.layer.x.shape
         self.reader = reader
         self.kernel = reader.layer.weight.shape[-1]
-        self.block = _block(channels.channel_of[reader.layer.x[0]], self.kernel)
+        self.block = _block(channels.channel_of[reader.layer.x[0]], self.kernel, groups)
         self.blocks = -(-inputs * self.kernel // self.block)
         self.sums = np.zeros((groups, inputs * self.kernel))
         self.products = np.zeros((groups, self.blocks, self.block, self.block), np.float64)
@@ -231,14 +232,14 @@ class _Sums:
         return Inputs(mean + self.shift[:, 0], covariance, self.rows)
 
 
-def _block(channel: Array, kernel: int) -> int:
-    """Choose how many numbers make a block: all, or as many as are not too many, channels whole."""
+def _block(channel: Array, kernel: int, groups: int) -> int:
+    """Choose how many numbers make a block: all, or as many as are not too many and fit in memory, channels whole."""
     numbers = len(channel) * kernel
     if numbers <= WIDEST:
         return numbers
     changes = np.flatnonzero(np.diff(channel))
     run = (int(changes[0]) + 1 if len(changes) else 1) * kernel  # numbers of one channel that stand together
-    blocks = -(-numbers // WIDEST)
+    blocks = max(-(-numbers // WIDEST), -(-8 * groups * numbers**2 // LAYER_BYTES))
     return min(-(-numbers // (blocks * run)) * run, numbers)
 
 

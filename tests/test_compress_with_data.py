@@ -308,6 +308,22 @@ def test_what_training_refuses_is_refused_before_the_search(folder: Path, monkey
         compress(finetune_epochs=1)
 
 
+def test_a_layer_is_repaired_that_one_position_code_for_all_samples_is_added_to(folder: Path) -> None:
+    body = (
+        "a = MatMul (x, w1) b = Add (a, b1) c = Relu (b) d = MatMul (c, w2) e = Add (d, b2) "
+        "p = Slice (code, start, end, axis) f = Add (e, p) g = Relu (f) y = MatMul (g, w3)"
+    )
+    text = f'<ir_version: 8, opset_import: ["": 17]> net (float[N,5,6] x) => (float[N,5,4] y) {{ {body} }}'
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    shapes = {"w1": (6, 12), "b1": (12,), "w2": (12, 8), "b2": (8,), "code": (1, 512, 8), "w3": (8, 4)}
+    stored: dict[str, Array] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    stored |= {name: np.asarray([value]) for name, value in (("start", 0), ("end", 5), ("axis", 1))}
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in stored.items())
+    give(model, rng.standard_normal((200, 5, 6)).astype(np.float32), labels=False)
+    report = compress(align=1)
+    assert report.stages[2]["distance"] < 0.7 * report.stages[1]["distance"]
+
+
 def test_half_precision_is_repaired_and_stays_half(folder: Path) -> None:
     give(convs(dtype=np.float16), images().astype(np.float16))
     report = compress()

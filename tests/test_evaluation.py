@@ -76,6 +76,11 @@ def off(wanted: Array, found: Array) -> float:
     return float(((wanted.astype(np.float64) - found) ** 2).mean() / wanted.astype(np.float64).var())
 
 
+def off_each(wanted: Array, found: Array) -> float:
+    """The same of an output whose second axis tells numbers of different kinds apart."""
+    return float(np.mean([off(wanted[:, kind], found[:, kind]) for kind in range(wanted.shape[1])]))
+
+
 def judged(original: ModelProto, candidate: ModelProto, x: Array, y: Array | None = None, **options: Any) -> Scores:
     return Judge(original, Path(), Samples(x, y), **options).judge(candidate)
 
@@ -335,7 +340,8 @@ def test_several_softmaxes_in_one_output_are_no_classes() -> None:
     end = "m = Reshape (z, parts) s = Softmax (m) y = Flatten (s)"
     found = judged(*(classifier(w, end, parts=np.array([0, 2, 4])) for w in (exact, noisy)), x)
     assert found == Scores(50, distance=found.distance)
-    assert found.distance == pytest.approx(np.sqrt(off(x @ exact, x @ noisy)), rel=1e-4)
+    wanted, got = ((x @ w).reshape(-1, 2, 4) for w in (exact, noisy))
+    assert found.distance == pytest.approx(np.sqrt(off_each(wanted, got)), rel=1e-4)
 
 
 def test_two_outputs_may_be_made_of_the_same_logits() -> None:
@@ -373,7 +379,7 @@ def test_distance_is_the_root_of_the_mean_over_all_outputs() -> None:
     maps = [np.einsum("nchw,oc->nohw", x, w[:, :, 0, 0]) for w in (exact, noisy)]
     peaks = [m.max(axis=(2, 3)) for m in maps]
     best = [m.argmax(axis=1) for m in maps]
-    expected = np.sqrt((off(*maps) + off(*peaks) + (best[0] != best[1]).mean()) / 3)
+    expected = np.sqrt((off_each(*maps) + off(*peaks) + (best[0] != best[1]).mean()) / 3)
     found = judged(first, second, x)
     assert found == Scores(30, distance=found.distance)
     assert found.distance == found.error == pytest.approx(expected, rel=1e-4)
@@ -382,9 +388,31 @@ def test_distance_is_the_root_of_the_mean_over_all_outputs() -> None:
 def test_answering_the_mean_is_a_distance_of_one() -> None:
     x = np.random.default_rng(0).uniform(3, 9, (250, 2, 3, 3)).astype(np.float32)
     shape = "float[N,2,3,3]"
-    constant = net("n = Mul (x, zero) y = Add (n, mean)", f"{shape} y", f"{shape} x", zero=np.float32(0), mean=x.mean())
+    mean = x.mean(axis=(0, 2, 3), keepdims=True)
+    constant = net("n = Mul (x, zero) y = Add (n, mean)", f"{shape} y", f"{shape} x", zero=np.float32(0), mean=mean)
     assert judged(echo("N", 2, 3, 3), constant, x).distance == pytest.approx(1, rel=1e-5)
     assert judged(echo("N", 2, 3, 3), echo("N", 2, 3, 3), x).distance == 0
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_small_numbers_beside_large_ones_in_one_output_count_as_much(turned: bool) -> None:
+    """As boxes in pixels and scores below one in what a detector gives."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([300 * rng.standard_normal((40, 2, 30)), 0.01 * rng.standard_normal((40, 4, 30))], axis=1)
+    x = x.astype(np.float32).swapaxes(1, 2) if turned else x.astype(np.float32)
+    shape = "float[N,30,6]" if turned else "float[N,6,30]"
+    mask = np.asarray([1, 1, 0, 0, 0, 0], np.float32).reshape((1, 1, 6) if turned else (1, 6, 1))
+    scoreless = net("y = Mul (x, mask)", f"{shape} y", f"{shape} x", mask=mask)
+    assert judged(echo("N", *x.shape[1:]), scoreless, x).distance == pytest.approx(np.sqrt(4 / 6), rel=1e-2)
+
+
+def test_numbers_that_nobody_uses_count_for_little_beside_others() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 6, 30)).astype(np.float32)
+    x[:, 5] *= 1e-8
+    mask = np.asarray([1, 1, 1, 1, 1, 0], np.float32).reshape(1, 6, 1)
+    shape = "float[N,6,30]"
+    without = net("y = Mul (x, mask)", f"{shape} y", f"{shape} x", mask=mask)
+    assert judged(echo("N", 6, 30), without, x).distance == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-3, 1.0, 500.0])
@@ -401,6 +429,18 @@ def test_rounding_of_an_output_that_never_changes_is_hardly_a_distance(level: fl
     assert far is not None
     assert near < 2e-3
     assert far > 1
+
+
+def test_other_outputs_of_a_classifier_count_beside_its_classes() -> None:
+    x, _ = drawn(60)
+    exact, noisy = weights(7)
+    body, outputs = "y = Identity (z) a = MatMul (x, v)", "float[N,C] y, float[N,D] a"
+    same, other = (classifier(exact, body, outputs, v=v) for v in (exact, noisy))
+    found = judged(same, other, x)
+    assert found.kl == pytest.approx(0, abs=1e-6)
+    assert found.agreement == 1
+    assert found.others == found.error == pytest.approx(off(x @ exact, x @ noisy), rel=1e-4)
+    assert judged(classifier(exact), classifier(noisy), x).others is None
 
 
 def test_a_single_number_per_sample_is_no_class() -> None:
@@ -631,6 +671,7 @@ def test_threads_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_error_is_the_divergence_else_the_distance_else_the_share_of_wrong_classes() -> None:
     assert Scores(1, top1=0.75, kl=0.5, distance=0.2).error == 0.5
     assert Scores(1, top1=0.75, kl=0.0, distance=0.2).error == 0
+    assert Scores(1, top1=0.75, kl=0.5, distance=0.2, others=0.25).error == 0.75
     assert Scores(1, top1=0.75, distance=0.2).error == 0.2
     assert Scores(1, top1=0.75).error == 0.25
     with pytest.raises(ValueError, match="no comparison"):
@@ -678,6 +719,7 @@ def test_evaluate_shows_and_writes_all_that_a_reference_tells(folder: Path) -> N
         "agreement": (wanted.argmax(axis=1) == found.argmax(axis=1)).mean(),
         "kl": pytest.approx(kl, rel=1e-4),
         "distance": pytest.approx(np.sqrt(off(wanted, found)), rel=1e-4),
+        "others": None,
     }
     assert f"kl: {content['kl']:.4g} nats" in outcome.out
     assert f"distance: {content['distance']:.4g} " in outcome.out
@@ -691,7 +733,7 @@ def test_evaluate_tells_the_distance_of_models_that_do_not_classify(folder: Path
     maps = [runtime.evaluate(segmenter(seed), {"image": images(20)})[0] for seed in range(2)]
     assert [line.split()[:2] for line in outcome.out.splitlines()] == [
         ["samples:", "20"],
-        ["distance:", f"{np.sqrt(off(*maps)):.4g}"],
+        ["distance:", f"{np.sqrt(off_each(*maps)):.4g}"],
     ]
 
 

@@ -127,6 +127,13 @@ def test_the_working_directory_is_a_folder_with_a_name(tmp_path: Path, monkeypat
     assert read(Path()).source == tmp_path.name
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.BOOL])
+def test_pixels_that_an_input_cannot_hold_are_refused(tmp_path: Path, kind: int) -> None:
+    place(tmp_path / "a.png")
+    with pytest.raises(InputError, match="of pixels up to 255; the model takes"):
+        read_data(str(tmp_path), taking(*IMAGE, kind=kind), None)
+
+
 def test_a_folder_without_images_is_refused_with_what_counts_as_one(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     place(tmp_path / "too" / "deep" / "x.png")

@@ -94,6 +94,15 @@ def test_a_free_batch_is_1_and_free_image_sides_are_224_and_said_so(tmp_path: Pa
     assert not load(saved(free_image(1, 3, 8, 8), tmp_path / "net.onnx")).has_free_batch
 
 
+def test_a_size_below_zero_is_free(tmp_path: Path) -> None:
+    model = free_image("N", 3, 8, 8)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    read = load(saved(model, tmp_path / "net.onnx"))
+    assert read.bound == {"x": (1, 3, 8, 8)}
+    assert read.has_free_batch
+
+
 def test_asked_sizes_are_taken_where_the_file_leaves_them_free(tmp_path: Path) -> None:
     path = saved(free_image("N", 3, "H", "W"), tmp_path / "net.onnx")
     assert load(path, x=(2, 3, 20, 30)).bound == {"x": (2, 3, 20, 30)}

@@ -210,6 +210,14 @@ def test_several_passes_give_the_numbers_of_one(
     assert same(one, many, 1e-4)
 
 
+def test_the_sums_of_one_wide_layer_fit_in_memory_and_channels_stay_whole() -> None:
+    channel = np.repeat(np.arange(64), 28 * 28)  # behind a Flatten
+    block = statistics._block(channel, 1, 1)
+    assert block % (28 * 28) == 0
+    assert 8 * len(channel) * block < statistics.LAYER_BYTES + 8 * len(channel) * 28 * 28
+    assert statistics._block(np.arange(5_000), 1, 1) == 5_000
+
+
 def test_blocks_hold_what_the_whole_covariance_holds_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     channels = channels_of(mixed())
     data = images(channels)

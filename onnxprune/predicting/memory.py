@@ -99,7 +99,7 @@ def predictor(costs: Costs, rows: Counts, target: Floats) -> tuple[Callable[[Flo
         predicted: Floats = _parts(costs, counts) @ weights
         return predicted
 
-    return predict, float(np.abs(predict(rows) / target - 1).mean())
+    return predict, float(np.abs(parts @ weights / target - 1).mean())
 
 
 def _parts(costs: Costs, counts: npt.ArrayLike) -> Floats:

@@ -43,7 +43,7 @@ class Child:
             options["profile"] = Path(options["profile"])
         self._session = session = runtime.Session(Path(model), **options)
         seconds = time.perf_counter() - start
-        self._run, self._place = lambda: session.run(inputs), DEVICES.get(options["provider"], "cpu")
+        self._run, self._place = lambda: session.run(inputs), DEVICES.get(options.get("provider", ""), "cpu")
         if bind:
             self._run = session.bind(inputs, self._place)
         found = {"seconds": seconds, "before": before, "loaded": memory.held(), "load_peak": memory.peak()}

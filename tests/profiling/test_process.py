@@ -218,7 +218,7 @@ def test_a_turn_begins_when_the_threads_of_other_models_sleep(
 
 def test_commands_are_answered_line_by_line_errors_too(tmp_path: Path) -> None:
     file = write(convs(), tmp_path / "model.onnx")
-    np.savez(tmp_path / "feed.npz", **image())
+    write_feed(tmp_path / "feed.npz", image())
     given = {"model": str(file), "feed": str(tmp_path / "feed.npz"), "bind": False, "threads": 1}
     asked = [{"do": "load", **given, "provider": "Nix"}, {"do": "load", **given}, {"do": "run", "count": 3}]
     answers = io.StringIO()
