@@ -515,6 +515,7 @@ def test_evaluate_prints_and_writes_accuracy(labelled: Path) -> None:
         "agreement": None,
         "kl": None,
         "distance": None,
+        "others": None,
     }
     assert read("scores.json")["top5"] >= 0.8
 

@@ -129,7 +129,7 @@ def test_channels_that_depend_on_those_that_stay_are_restored_exactly(
     result = Repair(original, plan, smaller).least_squares()
     feeds = example_inputs(channels.model.proto.graph, channels.model.bound, 7)
     wanted, found = (runtime.Session(m).run(feeds)[0] for m in (channels.model.proto, result))
-    np.testing.assert_allclose(found, wanted, atol=2e-4 * float(np.abs(wanted).max()))
+    np.testing.assert_allclose(found, wanted, atol=1e-3 * float(np.abs(wanted).max()))
 
 
 def test_the_fit_from_statistics_is_that_of_numpy() -> None:

@@ -113,7 +113,8 @@ class Episodes:
 
     def rewards(self, plans: Sequence[Plan]) -> Floats:
         """Judge plans: how much smaller their errors are than that of the plan to start from, as a logarithm."""
-        errors, least = self._errors(plans), TINY * self._first + 1e-12
+        least = TINY * self._first + 1e-12
+        errors = self._errors(plans)
         known = np.where(np.isfinite(errors), np.maximum(errors, 0), self._first)
         gained = np.clip(np.log((self._first + least) / (known + least)), -MOST_REWARD, MOST_REWARD)
         return np.where(np.isfinite(errors), gained, -MOST_REWARD)
