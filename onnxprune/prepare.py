@@ -22,6 +22,7 @@ from onnxprune.predicting.alignment import fastest_multiple
 from onnxprune.problem import Problem
 from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
+from onnxprune.shapes import check_batch
 from onnxprune.statistics import Statistics, collect
 
 CALIBRATION, CALIBRATION_MACS = (256, 2048), 2e12
@@ -107,11 +108,7 @@ def prepare(source: Source) -> Prepared:
     """
     runtime.check_provider(source.settings.device.provider)
     model = models.load(source.path, runtime.evaluate, source.settings.shapes)
-    batch, samples = source.settings.batch, source.settings.device.samples(model)
-    if batch not in (None, samples):
-        raise InputError(
-            f"{source.path.name} takes {samples} at once; leave --batch out, or export the model with a free batch"
-        )
+    check_batch(source.path.name, source.settings.batch, source.settings.device.samples(model))
     data = None if source.data is None else read_data(source.data, model, read_preprocess(source.preprocess))
     original = source.find(model)
     parts = None if data is None else _parts(source, original, data)

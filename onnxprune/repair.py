@@ -163,8 +163,9 @@ class Repair:
             missing = seat.kept(target.y) - x @ slope - bias
             if partner is not None and target.partner is not None:
                 given, added = batch[reader.x], batch[partner]  # which may be of one sample, for all of them
-                shape = (len(given), added.shape[1], *target.sizes) if how.is_convolution else added.shape[-1:]
-                shape = shape if how.is_convolution else (*given.shape[:-1], *shape)
+                shape = (*given.shape[:-1], added.shape[-1])
+                if how.is_convolution:
+                    shape = (len(given), added.shape[1], *target.sizes)
                 ours = how.targets(np.broadcast_to(added, shape), target.places, groups).astype(missing.dtype)
                 missing = missing + ((seat.kept(target.partner) - ours) / gain).astype(missing.dtype)
             yield x, missing, self._seen_rows(batch[reader.x], how, target.places, x.shape[1], number)

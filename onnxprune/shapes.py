@@ -213,6 +213,16 @@ def infer(bare: ModelProto) -> tuple[dict[str, Shape], dict[str, int], str | Non
     return shapes, types, contradiction
 
 
+def check_batch(file: str, asked: int | None, taken: int) -> None:
+    """Make sure that a model takes as many samples at once as are asked for, if any are.
+
+    Raises:
+        InputError: it does not.
+    """
+    if asked not in (None, taken):
+        raise InputError(f"{file} takes {taken} at once; leave --batch out, or export the model with a free batch")
+
+
 def samples(bound: Mapping[str, Shape]) -> int:
     """Count the samples in inputs of these sizes: the first axis of the first that has any."""
     return next((shape[0] for shape in bound.values() if shape), 1)

@@ -224,10 +224,7 @@ class Given:
         bound, self.notes = sizes.bind_inputs(self.proto.graph, own, settings.batch or 1)
         self.feed: dict[str, Array] = sizes.example_inputs(self.proto.graph, bound)
         self.batch = sizes.samples(bound)
-        if settings.batch not in (None, self.batch):
-            raise InputError(
-                f"{path.name} takes {self.batch} at once; leave --batch out, or export the model with a free batch"
-            )
+        sizes.check_batch(path.name, settings.batch, self.batch)
         if any(values.dtype == object for values in self.feed.values()):
             raise InputError(f"{path.name} reads text, for which no inputs can be made up")
 
