@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from onnxprune.errors import InputError
-from onnxprune.inputs import Input
+from onnxprune.inputs import Input, bounds
 from onnxprune.preprocess import Preprocess
 from onnxprune.weights import Array
 
@@ -174,7 +174,8 @@ def read_images(folder: Path, inputs: Sequence[Input], preprocess: Preprocess | 
             "no images of 1 or 3 channels; give an .npz"
         )
     dtype = inputs[0].dtype
-    if dtype.kind in "bi" and (dtype.kind == "b" or np.iinfo(dtype).max < BRIGHTEST):
+    known = bounds(dtype)
+    if known is not None and known[1] < BRIGHTEST:
         raise InputError(f"{folder} is a folder of images, of pixels up to 255; the model takes {dtype}: give an .npz")
     height, width = (size for i, size in enumerate(shape) if i not in (0, axis))
     made = None

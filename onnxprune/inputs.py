@@ -193,11 +193,11 @@ def _check_numbers(where: str, x: Array, fed: Input, is_final: bool) -> None:
         raise InputError(f"{where}: sample {bad} for {fed.name!r} holds NaN or infinity; remove or correct it")
     if not is_final:
         return
-    bounds = _bounds(fed.dtype)
-    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+    known = bounds(fed.dtype)
+    if known is not None and (low < known[0] or high > known[1]):
         raise InputError(
             f"{where}: samples for {fed.name!r} reach from {low:g} to {high:g}; the model takes {fed.dtype}, "
-            f"{bounds[0]:g} to {bounds[1]:g}"
+            f"{known[0]:g} to {known[1]:g}"
         )
     if fed.dtype.kind in "biu" and x.dtype.kind == "f" and (x != np.rint(x)).any():
         raise InputError(
@@ -205,7 +205,7 @@ def _check_numbers(where: str, x: Array, fed: Input, is_final: bool) -> None:
         )
 
 
-def _bounds(dtype: np.dtype[Any]) -> tuple[float, float] | None:
+def bounds(dtype: np.dtype[Any]) -> tuple[float, float] | None:
     """Give the least and the largest number of a type, None for those numpy does not know."""
     if dtype.kind == "b":
         return 0, 1
