@@ -37,6 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for build in (convs, residual):
         write(build(), tmp_path / f"{build.__name__}.onnx")
+    monkeypatch.setattr(policies, "EXPLORED", 1)  # nothing here depends on how well a policy was trained
+    monkeypatch.setattr(policies, "THINKING", 2)
     shape = (120, *IMAGE)
     np.save("x.npy", np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     return tmp_path

@@ -294,7 +294,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does(
 def test_what_a_search_learns_is_no_other_once_it_was_killed(
     folder: Path, whole: Callable[..., dict[str, bytes]], search: tuple[str, ...]
 ) -> None:
-    words = (*BASE, "--search", *search, "--budget", 24)
+    words = (*BASE, "--search", *search, "--budget", 14)
     expected = whole(*words)
     killed("judging", 6, *words, "-o", "small.onnx")
     passed("compress", "model.onnx", "--resume", "-o", "small.onnx")

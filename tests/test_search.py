@@ -56,7 +56,7 @@ def test_the_searches_are_the_files_of_their_folder() -> None:
 def test_every_search_meets_every_target_and_comes_close_to_one(name: str, limits: dict[str, float]) -> None:
     for model in (convs(), residual(), branches()):
         problem = problem_of(model, Align(1), **limits)
-        plan, _ = run(name, problem)
+        plan, _ = run(name, problem, 4)  # the first plan meets them already
         costs = problem.costs.of(plan.counts)
         left = [(t.limit - costs[t.metric][0]) / problem.original[t.metric] for t in problem.targets]
         larger = plan.counts + np.eye(len(plan.counts), dtype=np.int64)
@@ -66,7 +66,7 @@ def test_every_search_meets_every_target_and_comes_close_to_one(name: str, limit
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_search_gives_the_same_plan_for_the_same_seed(name: str) -> None:
-    one, other = (run(name, problem_of(residual(), macs=0.4), 12, 7)[0] for _ in range(2))
+    one, other = (run(name, problem_of(residual(), macs=0.4), 6, 7)[0] for _ in range(2))
     assert same(one, other)
 
 
