@@ -56,9 +56,9 @@ class Finish:
         Raises:
             InputError: it holds an operator that PyTorch cannot run or no weights, or there are too few samples.
         """
-        from onnxprune.training.lesson import check_runs  # PyTorch takes seconds to load
+        from onnxprune.training.lesson import check_trainable  # PyTorch takes seconds to load
 
-        check_runs(self._prepared.original.model, self._parts.train, self._parts.search)
+        check_trainable(self._prepared.original.model, self._parts.train, self._parts.search)
 
     @cached_property
     def statistics(self) -> Statistics:

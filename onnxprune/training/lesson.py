@@ -138,8 +138,8 @@ def untrained(model: Model) -> list[str]:
     return [f"what lies inside If, Loop or Scan is not trained: {names[0]!r}{more}"]
 
 
-def check_runs(model: Model, train: Data, holdout: Data) -> None:
-    """Make sure that PyTorch can run a model, and that there is something to learn and enough to learn it from.
+def check_trainable(model: Model, train: Data, holdout: Data) -> None:
+    """Make sure that PyTorch can train a model, and that there is something to learn and enough to learn it from.
 
     Raises:
         InputError: it holds an operator that has no function or no float weights, gives whole numbers only, or takes
