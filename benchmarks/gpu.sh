@@ -10,6 +10,7 @@ folder=${1:?usage: benchmarks/gpu.sh FOLDER [PROVIDER]}
 provider=${2:-cuda}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$folder"
+failed=0
 python=$(command -v "${PYTHON:-python}")
 program=$(dirname "$python")/onnxprune
 
@@ -27,10 +28,15 @@ for name in vgg16 resnet50 mobilenet_v2; do
         for target in 0.5 0.2; do
             rows="$file.$provider.$target.md"
             [ -s "$rows" ] && continue
-            "$python" "$here/speed.py" "$file" --flops "$target" --batches 1,64 --threads 1 --provider "$provider" --bind \
-                >"$rows.new"
-            mv "$rows.new" "$rows"
+            if "$python" "$here/speed.py" "$file" --flops "$target" --batches 1,64 --threads 1 --provider "$provider" --bind \
+                >"$rows.new"; then
+                mv "$rows.new" "$rows"
+            else # measured anew the next time
+                cat "$rows.new" >&2
+                failed=1
+            fi
         done
     done
 done
 cat "$folder"/*.md
+exit "$failed"

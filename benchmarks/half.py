@@ -13,11 +13,14 @@ from pathlib import Path
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from onnxprune.files import aside
+
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     half = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
-    onnx.save(half, str(target))
+    with aside(target) as draft:
+        onnx.save(half, str(draft))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ in turns, with an interval of 95 %. Memory is what a process holds between runs,
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -37,22 +38,26 @@ def main() -> None:
     args = parser.parse_args()
     print(", ".join(f"{name} {value}" for name, value in {**versions(), **machine.described()}.items()) + "\n")
     print(f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}")
+    are_measured = list[bool]()
     for path in args.models:
         for target in args.flops.split(","):
             with tempfile.TemporaryDirectory() as folder:
-                show(args, path, target, Path(folder) / "small.onnx")
+                are_measured.append(show(args, path, target, Path(folder) / "small.onnx"))
+    if not all(are_measured):
+        sys.exit(1)
 
 
-def show(args: argparse.Namespace, path: Path, target: str, small: Path) -> None:
-    """Cut a model and print a row for each way to run it."""
+def show(args: argparse.Namespace, path: Path, target: str, small: Path) -> bool:
+    """Cut a model and print a row for each way to run it; returns whether all could be measured."""
     targets = {"macs": target} | ({} if args.params is None else {"params": args.params})
     words = f"{path.stem} | {target}{'' if args.params is None else f', params {args.params}'}"
     try:
         report = onnxprune.compress(path, small, onnxprune.CompressSettings(targets))
     except OnnxPruneError as error:
         print(f"| {words} | {error} |", flush=True)
-        return
+        return False
     kept = report.after.macs / report.before.macs
+    is_measured = True
     for threads in map(int, args.threads.split(",")):
         for batch in map(int, args.batches.split(",")):
             asked = ProfileSettings(args.provider, batch, threads, bind=args.bind, seconds=args.seconds)
@@ -60,8 +65,10 @@ def show(args: argparse.Namespace, path: Path, target: str, small: Path) -> None
                 found = onnxprune.profile([path, small], asked)
             except OnnxPruneError as error:
                 print(f"| {words} | {batch} | {threads} | {error} |", flush=True)
+                is_measured = False
                 continue
             print(f"| {words} | {batch} | {threads} | {row(found, kept)} |", flush=True)
+    return is_measured
 
 
 def row(found: ProfileReport, kept: float) -> str:

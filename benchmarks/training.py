@@ -59,13 +59,14 @@ def line(arguments: argparse.Namespace, model: Path, target: str, search: str, e
     small, bare = arguments.run / f"{name}.onnx", arguments.run / f"{name}.cut.onnx"
     given = {"data": arguments.data, "preprocess": arguments.preprocess, "label_offset": arguments.label_offset}
     asked = CompressSettings({"macs": target}, search=search, seed=arguments.seed)
-    if not small.exists():
-        onnxprune.compress(model, small, asked, **given)
+    if not small.with_name(f"{name}.report.json").exists():  # it comes last
+        onnxprune.compress(model, small, asked, force=True, **given)
     if not bare.exists():
         onnxprune.apply(model, small.with_name(f"{name}.plan.json"), bare, verify_level="none")
     options = ["--epochs", str(arguments.epochs), "--seed", str(arguments.seed), *extra]
+    named = [*options, "--teacher"] if arguments.teacher else options
+    run = arguments.run / f"{name}{''.join(named).replace('--', '.').replace('/', '_')}.run"
     options += ["--teacher", str(model)] if arguments.teacher else []
-    run = arguments.run / f"{name}{''.join(options).replace('--', '.').replace('/', '_')}.run"
     trained = run.with_suffix(f".{arguments.choose}.onnx")
     if not trained.exists():
         command = [PROGRAM, "finetune", str(small), "--data", arguments.data, "--preprocess", arguments.preprocess]
@@ -81,4 +82,7 @@ def line(arguments: argparse.Namespace, model: Path, target: str, search: str, e
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

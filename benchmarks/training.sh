@@ -20,7 +20,7 @@ mkdir -p "$folder"
 within_time() {
     [ -n "$minutes" ] || { "$@"; return; }
     local left=$((60 * minutes - SECONDS))
-    if [ "$left" -le 0 ] || ! timeout --signal=INT --preserve-status "$left" "$@"; then
+    if [ "$left" -le 0 ] || ! timeout --foreground --signal=INT --preserve-status "$left" "$@"; then
         [ "$((60 * minutes - SECONDS))" -le 0 ] || exit 1
         echo "the time is over; the same command goes on" >&2
         exit 0

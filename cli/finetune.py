@@ -122,7 +122,7 @@ def finetune(
 ) -> None:
     """Train MODEL in PyTorch, from labels, from a teacher's answers or both, and write it in its own structure.
 
-    Several GPUs or machines: torchrun --nproc-per-node 2 --no-python onnxprune finetune ...
+    Several GPUs or machines: torchrun --nproc-per-node 2 --no-python -- onnxprune finetune ...
     """
     from onnxprune.training.settings import FinetuneSettings
 

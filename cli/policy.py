@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import click
+
+from onnxprune.errors import InterruptedRunError
+from onnxprune.picture import clean
 
 from . import display
 
@@ -81,6 +86,8 @@ def train(
             force=force,
             progress=progress,
         )
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(_how_to_go_on(output, run)) from error
     finally:
         progress.close()
     display.write_result(json_file, asdict(report))
@@ -91,6 +98,17 @@ def train(
         made.add_row(name, f"{100 * math.expm1(-gain):+.1f} %")
     display.console().print(made)
     display.console().print(f"wrote {output}")
+
+
+def _how_to_go_on(output: Path, run: Path | None) -> str:
+    """Say what is left of a training that was interrupted."""
+    if run is not None:
+        given = [word for word in sys.argv[1:] if word != "--force"]
+        again = shlex.join(["onnxprune", *given, "--force"])
+        return f"interrupted; what was judged is kept in {run}, and this comes to the same policy: {again}"
+    if output.exists():
+        return f"interrupted; {output} is the policy after the last round, to go on with by --policy under another -o"
+    return "interrupted in the first round; --run FOLDER keeps what is judged the next time"
 
 
 @policy.command(epilog="Example: onnxprune policy show my.safetensors")
@@ -105,4 +123,4 @@ def show(file: Path, json_file: Path | None) -> None:
     console = display.console()
     console.print(f"{file.name}: {found['parameters']:,} parameters, embeddings of {found['width']}")
     for name, value in found["notes"].items():
-        console.print(f"{name}: {value}")
+        console.print(clean(f"{name}: {value}"), markup=False)

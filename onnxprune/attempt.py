@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.channels import Channels
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, VerifyError
 from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.model import Model
 from onnxprune.plan import Plan
@@ -181,17 +181,25 @@ def measure_beside(attempt: Attempt, model: Model, device: Device) -> None:
     """Time what was cut beside its original, in turns.
 
     Raises:
-        InputError: onnxruntime cannot run them.
+        InputError: onnxruntime cannot run the original.
+        VerifyError: it cannot load what was cut.
     """
     feed = device.inputs(model)
     try:
         original = device.session(model.proto, model.folder)
-        smaller = device.session(attempt.result, model.folder)
+        smaller = _opened(attempt.result, model, device)
         before, after = runtime.latencies([original, smaller], [feed, feed])
     except InputError as error:
         raise InputError(f"{error}; {WITHOUT}") from error
     attempt.before, attempt.after = latency(before), latency(after)
     attempt.speedup = intervals.ratio(before, after)
+
+
+def _opened(smaller: ModelProto, model: Model, device: Device) -> runtime.Session:
+    try:
+        return device.session(smaller, model.folder)
+    except InputError as error:
+        raise VerifyError(f"the cut model does not run: {error}") from error
 
 
 def measure_memory(attempt: Attempt, model: Model, device: Device) -> None:

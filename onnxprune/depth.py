@@ -23,7 +23,7 @@ from onnxprune.ops.linear import Gemm, MatMul
 from onnxprune.ops.normalization import BatchNormalization
 from onnxprune.ops.rule import Mask
 from onnxprune.shapes import is_default_domain
-from onnxprune.tying import captured
+from onnxprune.tying import captured, constant_tensors
 
 JOINS = frozenset({"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"})
 ENDS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -57,6 +57,7 @@ class Depth:
         self.nodes: list[gs.Node] = list(channels.model.graph.nodes)
         self.outputs = {t.name for t in channels.model.graph.outputs}
         self.captured = {name for _, name in captured(channels.model)}
+        self._constant = constant_tensors(channels.model)
         names = [(key, axis) for key, axes in channels.axes.items() for axis in range(len(axes))]
         self._tensor_of_axis = [key if isinstance(key, str) else None for key, _ in names]
         self._size_of_axis = [channels.axes[key].shape[axis] for key, axis in names]
@@ -131,7 +132,7 @@ class Depth:
                     return None
                 constant.add(index)
                 known.update(names)
-        if known & self.outputs:
+        if known & self.outputs or not known.isdisjoint(self.captured):
             return None
         return Branches(frozenset(gone), frozenset(ends), frozenset(constant))
 
@@ -184,7 +185,7 @@ class Depth:
         shapes = self.channels.model.shapes
         others = [t.name for t in node.inputs if t.name and t.name not in known]
         full = shapes.get(node.outputs[0].name)
-        return node.op in JOINS and any(shapes.get(name) == full and not self._is_stored(name) for name in others)
+        return node.op in JOINS and any(shapes.get(name) == full and name not in self._constant for name in others)
 
     def _unread(self, idle: Collection[int]) -> set[int]:
         """List the nodes of which nobody reads anything, once some nodes are idle."""

@@ -9,6 +9,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.channels import Channels
 from onnxprune.model import Model, copy_fields, read_graph
+from onnxprune.shapes import has_body
 from onnxprune.weights import Array
 
 
@@ -114,6 +115,11 @@ class Draft:
             return self._constant_node(origin, self.replaced[node.outputs[0].name])
         if origin is not None and id(node) not in self.changed:
             return origin
+        if origin is not None and has_body(origin):  # bodies stay, to the letter: no rule changes what is in them
+            inner = NodeProto()
+            copy_fields(origin, inner, skip=["input"])
+            inner.input.extend(tensor.name for tensor in node.inputs)
+            return inner
         proto: NodeProto = OnnxExporter.export_node(node)
         if origin is not None:
             proto.doc_string = origin.doc_string

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -224,6 +225,8 @@ def _opened_run(folder: Path, may_exist: bool, team: Processes) -> Iterator[None
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be made ({error.strerror}); give another --run") from error
     lock = take(folder / LOCK) if team.is_first else None
+    for draft in folder.glob(".*.pt.*") if lock is not None else ():  # of a run that was killed
+        shutil.rmtree(draft, ignore_errors=True)
     try:
         yield
     finally:

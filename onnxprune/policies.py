@@ -108,6 +108,7 @@ def train_policy(
         raise InputError(f"--data was given {len(data)} times for {len(models)} networks; give it once, or for each")
     agent = None if start is None else load(start)[0]
     episodes: dict[str, Episodes] = {}
+    begun: dict[str, Path] = {}
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(limits=BLAS_THREADS, user_api="blas"))
         generator = stack.enter_context(seeded(settings.seed))
@@ -115,9 +116,12 @@ def train_policy(
             progress.stage(f"load {model.name}")
             asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
             prepared = prepare(Source(model, asked, samples, preprocess, label_offset))
-            kept = None
+            known, kept = name_of(identity(prepared)), None
+            if known in begun:
+                raise InputError(f"{model} is the same network as {begun[known]}; name each once")
+            begun[known] = model
             if run is not None:
-                kept = stack.enter_context(take(run / f"{name_of(identity(prepared))}.jsonl"))
+                kept = stack.enter_context(take(run / f"{known}.jsonl"))
             name = model.name if [other.name for other in models].count(model.name) == 1 else str(model)
             episodes |= _episodes(prepared, name, settings.shares, kept, progress)
         progress.stage("explore")

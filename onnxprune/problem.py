@@ -312,7 +312,7 @@ class Problem:
         if self.judging is None:
             scores = [self.kept_importance(plan) for plan in plans]
         else:
-            scores = [-error for error in self.judging.errors(plans)]
+            scores = [-math.inf if math.isnan(error) else -error for error in self.judging.errors(plans)]
         for plan, score in zip(plans, scores, strict=True):
             name = plan.counts.tobytes()
             self.visited[name] = plan, score

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.components import Components
-from onnxprune.ops.factors import Factor, index_of, shared_factors
+from onnxprune.ops.factors import Factor, Place, index_of, shared_factors
 from onnxprune.ops.rule import Atoms, Regroup
 from onnxprune.tying import Reason, Tying
 
@@ -25,7 +25,7 @@ def choose_carriers(tying: Tying, slots: bool) -> None:
     """Choose the carriers of all axes that split and merge, and tie them.
 
     Those that leave no choice come first, because they may hold what others could choose; then, of those that choose
-    among the same channels, the first.
+    among the same channels, the first with the fewest factors to choose from.
 
     Args:
         tying: what all nodes said; ties are added.
@@ -47,11 +47,30 @@ def _free_factors(regroup: Regroup, components: Components) -> list[Factor]:
     """List the factors of which neither axis is held, outermost first."""
     factors = shared_factors([len(part) for part in regroup.left], [len(part) for part in regroup.right])
     held = [[components.are_held(part) for part in side] for side in (regroup.left, regroup.right)]
-    return [f for f in factors or [] if not held[0][f.left.axis] and not held[1][f.right.axis]]
+    free = [f for f in factors or [] if not held[0][f.left.axis] and not held[1][f.right.axis]]
+    return _unspent(regroup, free, components)
+
+
+def _unspent(regroup: Regroup, factors: list[Factor], components: Components) -> list[Factor]:
+    """Leave out factors whose indices are tied together already, where others of the axis are not: these carry it."""
+    for right in (False, True):
+        side = regroup.right if right else regroup.left
+        places = [(factor, factor.right if right else factor.left) for factor in factors]
+        open_ = [factor for factor, place in places if not _is_spent(side[place.axis], factor, place, components)]
+        carried = {place.axis for factor, place in places if factor in open_}
+        factors = [factor for factor, place in places if factor in open_ or place.axis not in carried]
+    return factors
+
+
+def _is_spent(axis: Atoms, factor: Factor, place: Place, components: Components) -> bool:
+    """Tell whether the indices of a factor are tied together all along an axis."""
+    labels = components.label[axis].reshape(-1, factor.size, place.inner)
+    return bool((labels == labels[:, :1]).all())
 
 
 def _first_of_each(found: Sequence[Choice], components: Components) -> list[Choice]:
-    """Take the first of those that choose among the same channels: what it leaves may decide for the others."""
+    """Of those that choose among the same channels, take the first with the least choice; it may decide for others."""
+    found = sorted(found, key=lambda choice: len(choice[1]))
     touched = []
     for regroup, factors in found:
         sides = (regroup.left, {f.left.axis for f in factors}), (regroup.right, {f.right.axis for f in factors})

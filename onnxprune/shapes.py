@@ -36,6 +36,9 @@ DEFAULT_IMAGE_SIZE = 224
 MOVES = frozenset({"Gather", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Trilu", "Unsqueeze"})
 """Operators that move the numbers of their first input around as their other inputs say."""
 
+DECIDING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+"""Operators whose numbers decide the size of what they give."""
+
 NOT_REPEATABLE = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -49,6 +52,11 @@ def numbers(shape: Iterable[int]) -> int:
 def is_default_domain(domain: str | None) -> bool:
     """Tell whether a domain is that of the ONNX standard."""
     return domain in (None, "", "ai.onnx")
+
+
+def has_body(node: NodeProto) -> bool:
+    """Tell whether a node has graphs inside, as If, Loop and Scan have."""
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 
 
 def declared_shape(value: ValueInfoProto) -> list[int | str | None] | None:
@@ -228,6 +236,15 @@ def samples(bound: Mapping[str, Shape]) -> int:
     return next((shape[0] for shape in bound.values() if shape), 1)
 
 
+def decided_by_numbers(graph: GraphProto) -> set[str]:
+    """Name the tensors whose sizes may follow from numbers: what `DECIDING` operators and bodies give, and the rest."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type in DECIDING or has_body(node) or not found.isdisjoint(node.input):
+            found.update(node.output)
+    return found
+
+
 def example_inputs(graph: GraphProto, bound: Mapping[str, Shape], seed: int = 0) -> dict[str, Array]:
     """Draw inputs of the bound shapes: normal floats, integers 0 and 1 (valid indices nearly everywhere)."""
     rng = np.random.default_rng(seed)
@@ -288,7 +305,7 @@ def shape_arithmetic(
 ) -> list[int]:
     """List the nodes that only compute with sizes: everything that follows from Shape nodes and small constants alone.
 
-    A chain of float constants without a Shape in it is weights, not sizes, and is left out.
+    A chain of constants without a Shape in it is weights if they are floats, or, but for few, no int64.
     """
     sized: set[str] = set()
     found = []
@@ -302,13 +319,14 @@ def shape_arithmetic(
             continue
         inputs = [name for name in node.input if name]
         small = all(name in sized or _is_small(constants.get(name)) for name in inputs)
-        if not inputs or not small or any(a.HasField("g") or a.graphs for a in node.attribute):
+        if not inputs or not small or has_body(node):
             continue
         whole = all(types.get(name) in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) for name in node.output)
         from_sizes = any(name in sized for name in inputs)
         moves = node.op_type in MOVES and node.input[0] not in sized  # weights, to where sizes say
         fills = not whole and (moves or node.op_type in ("ConstantOfShape", "Expand"))
-        fits = all(numbers(shapes.get(name, ())) <= (SMALL if whole else FEW) for name in node.output)
+        indices = whole and (from_sizes or all(types.get(name) == TensorProto.INT64 for name in node.output))
+        fits = all(numbers(shapes.get(name, ())) <= (SMALL if indices else FEW) for name in node.output)
         if (from_sizes or whole) and not fills and fits:
             found.append(index)
             sized.update(node.output)

@@ -249,14 +249,14 @@ class _Cut(Draft):
             self._connect(index, position, self._constant(name, wanted))
 
     def _varying(self) -> set[str]:
-        """Name the sizes that may differ from run to run, because the model has free sizes and they look at them."""
+        """Name the sizes that may differ from run to run: they look at free sizes, or at such as numbers decide."""
         declared = [sizes.declared_shape(value) for value in sizes.real_inputs(self.model.proto.graph)]
-        if not any(shape is None or any(not isinstance(size, int) for size in shape) for shape in declared):
-            return set()
-        varying: set[str] = set()
+        are_free = any(shape is None or any(not isinstance(size, int) for size in shape) for shape in declared)
+        varying = set(sizes.decided_by_numbers(self.model.proto.graph))
         for index in sorted(self.model.size_nodes):
             node = self.nodes[index]
-            if node.op in ("Shape", "Size") or any(tensor.name in varying for tensor in node.inputs):
+            looks = are_free and node.op in ("Shape", "Size")
+            if looks or any(tensor.name in varying for tensor in node.inputs):
                 varying.update(tensor.name for tensor in node.outputs)
         return varying
 

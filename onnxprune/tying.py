@@ -94,6 +94,17 @@ class Tying:
         self.averaged: dict[int, list[Atoms]] = {}
         self.regroups: list[Regroup] = []
         self.balances: list[Balance] = []
+        self._freeze_computed()
+
+    def _freeze_computed(self) -> None:
+        """Freeze what cannot be sliced: what shape arithmetic gives, should it be a weight, and sparse tensors."""
+        for index in sorted(self.model.size_nodes):
+            for tensor in self.model.graph.nodes[index].outputs:
+                if tensor.name in self.axes:
+                    axes = self.axes[tensor.name]
+                    self.freeze(np.arange(axes.start, axes.end), Reason(index, "it computes with sizes"))
+        for sparse in self.model.proto.graph.sparse_initializer:
+            self.freeze_tensor(sparse.values.name, Reason(-1, "it is stored as a sparse tensor"))
 
     def _number_atoms(self) -> None:
         """Number the atoms of all tensors that rules see: what nodes make first, then what the model is given."""
@@ -179,7 +190,10 @@ class Tying:
         if view.index in self.shuffles:
             return None
         if rule_for(node) is None:
-            return f"there is no rule for {'' if is_default_domain(node.domain) else f'{node.domain}.'}{node.op}"
+            name = f"{'' if is_default_domain(node.domain) else f'{node.domain}.'}{node.op}"
+            if any((node.op, node.domain or "") == (f.name, f.domain) for f in self.model.proto.functions):
+                return f"{name} is a function of the model, which onnx.inliner.inline_local_functions opens"
+            return f"there is no rule for {name}"
         tensors = [*zip(node.inputs, view.inputs, strict=True), *zip(node.outputs, view.outputs, strict=True)]
         unknown = next((tensor.name for tensor, axes in tensors if tensor.name and axes is None), None)
         return None if unknown is None else f"the shape of {unknown!r} is unknown"

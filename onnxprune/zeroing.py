@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,14 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, nu
 
 from onnxprune import runtime
 from onnxprune.channels import Channels
-from onnxprune.model import copy_fields, write_external
+from onnxprune.linear import FLOAT_TYPES
+from onnxprune.model import Model, copy_fields, write_external
 from onnxprune.ops.rule import Axes, Key, Mask, View
 from onnxprune.plan import kept_slots
 from onnxprune.quantized import SCALES, zero_points
 from onnxprune.weights import Array
 
-BOUNDED = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
+BOUNDED = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"})
 """Operators whose outputs hide differences; what goes into them is compared as well."""
 
 NOT_ZEROED = frozenset(
@@ -27,7 +28,7 @@ NOT_ZEROED = frozenset(
 """Operands (operator, input) that must not become zero: divisors, exponents, variances, choices, scales."""
 
 
-def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) -> None:
+def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool, taps: Sequence[str] = ()) -> None:
     """Write the original with every removed slice of its stored numbers set to zero, weights in a file beside it.
 
     Quantised numbers are set to their zero points. Operands that must not be zero (`NOT_ZEROED`) are left as they are.
@@ -37,13 +38,14 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool) ->
         keep: per atom, whether it stays.
         path: the file to write.
         only_contracted: zero only the axes that convolutions and matrix products sum over.
+        taps: tensors that are outputs as well.
     """
     model = channels.model
     proto = ModelProto()
     copy_fields(model.proto, proto, skip=["graph"])
     proto.ir_version = min(max(proto.ir_version, 4), runtime.MAX_IR_VERSION)
     copy_fields(model.proto.graph, proto.graph, skip=["node", "initializer", "value_info"])
-    proto.graph.output.extend(ValueInfoProto(name=name) for name in bounded(channels).values())
+    proto.graph.output.extend(ValueInfoProto(name=name) for name in taps)
     filled = {
         index: values
         for index in range(len(model.graph.nodes))
@@ -151,13 +153,51 @@ def zero_slots(values: Array, kept: Mask | None, zero: Array | int = 0) -> Array
     return values
 
 
-def bounded(channels: Channels) -> dict[int, str]:
-    """Find the outputs of functions that flatten large differences: position of the output, and what goes in."""
+def bounded(channels: Channels) -> frozenset[int]:
+    """Find the outputs of functions that flatten large differences, by their position."""
     graph = channels.model.graph
-    known = {t.name for t in (*graph.inputs, *graph.outputs)}
-    made = {t.name: node for node in graph.nodes for t in node.outputs if node.op in BOUNDED}
-    found = {i: made[t.name].inputs[0].name for i, t in enumerate(graph.outputs) if t.name in made}
-    return {i: name for i, name in found.items() if name not in known}
+    made = {t.name for node in graph.nodes for t in node.outputs if node.op in BOUNDED}
+    return frozenset(i for i, tensor in enumerate(graph.outputs) if tensor.name in made)
+
+
+def hidden(channels: Channels, keep: Mask) -> list[str]:
+    """Name the tensors to compare beside the outputs, which hide differences.
+
+    These are what goes into bounded outputs, and the nearest floats that classes, positions and other outputs which are
+    no floats follow from, unless they lose slices.
+
+    Args:
+        channels: of the original.
+        keep: per atom, whether it stays.
+    """
+    model = channels.model
+    makers = {t.name: node for node in model.graph.nodes for t in node.outputs}
+    outputs = [t.name for t in model.graph.outputs]
+    known = {*outputs, *(t.name for t in model.graph.inputs), *model.stored, *model.size_values, ""}
+    found: dict[str, None] = {}
+    for output in outputs:
+        node = makers.get(output)
+        if node is not None and node.op in BOUNDED:
+            found[node.inputs[0].name] = None
+        elif model.types.get(output) not in FLOAT_TYPES:
+            found |= dict.fromkeys(_nearest_floats(model, makers, output))
+    cut = {name for name, axes in channels.axes.items() if not keep[axes.start : axes.end].all()}
+    return [name for name in found if name not in known and name not in cut]
+
+
+def _nearest_floats(model: Model, makers: Mapping[str, gs.Node], name: str) -> Iterator[str]:
+    """Name the float tensors that a tensor follows from without another in between."""
+    seen, left = {name}, [name]
+    while left:
+        node = makers.get(left.pop())
+        for tensor in () if node is None else node.inputs:
+            if tensor.name in seen:
+                continue
+            seen.add(tensor.name)
+            if model.types.get(tensor.name) in FLOAT_TYPES:
+                yield tensor.name
+            else:
+                left.append(tensor.name)
 
 
 def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key], Container[int]]:

@@ -93,14 +93,17 @@ def test_a_softmax_an_input_and_an_output_are_given_as_reasons() -> None:
 
 
 def test_an_operator_without_a_rule_is_named_as_the_reason() -> None:
-    for build, name in (
-        (nets.operator_without_a_rule, "own.Shares"),
-        (nets.operator_of_another_domain, "com.microsoft.ExpandDims"),
-        (nets.local_function, "own.Twice"),
-    ):
+    proto = nets.operator_of_another_domain()
+    text, op = reason(analysed(proto), output_of(proto, "Conv"))
+    assert (text, op) == ("there is no rule for com.microsoft.ExpandDims", "ExpandDims")
+
+
+def test_a_function_of_the_model_is_named_with_what_opens_it() -> None:
+    for build, name in ((nets.operator_without_a_rule, "own.Shares"), (nets.local_function, "own.Twice")):
         proto = build()
         text, op = reason(analysed(proto), output_of(proto, "Conv"))
-        assert (text, op) == (f"there is no rule for {name}", name.split(".")[-1])
+        opened = "which onnx.inliner.inline_local_functions opens"
+        assert (text, op) == (f"{name} is a function of the model, {opened}", name.split(".")[-1])
 
 
 def test_what_a_body_captures_stays() -> None:

@@ -458,7 +458,7 @@ def together(*options: str) -> subprocess.CompletedProcess[str]:
     """Train in two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     return subprocess.run(
-        [*launcher, "--nproc-per-node", "2", "--no-python", str(PROGRAM), *COMMAND, "-o", "two.onnx", *options],
+        [*launcher, "--nproc-per-node", "2", "--no-python", "--", str(PROGRAM), *COMMAND, "-o", "two.onnx", *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
@@ -467,10 +467,10 @@ def together(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_train_one_model_together(folder: Path) -> None:
-    result = together("--epochs", "3", "--batch", "64")
+    result = together("--epochs", "3", "--batch", "64", "--ema", "0.9", "--run", "kept")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("wrote two.onnx") == 1
-    assert run(*COMMAND, "--epochs", 3, "--batch", 64, "-o", "one.onnx").code == 0
+    assert run(*COMMAND, "--epochs", 3, "--batch", 64, "--ema", 0.9, "-o", "one.onnx").code == 0
     one, two = weights("one.onnx"), weights("two.onnx")
     for name in one:  # the same samples a step, their gradients averaged
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)

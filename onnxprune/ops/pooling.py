@@ -20,7 +20,7 @@ class Pool(Rule):
 
     def ties(self, node: Ties) -> None:
         """Tie batch and channels to the output."""
-        if node.has_output(1):
+        if node.has_output(1) and node.is_read(1):
             raise Unknown("its indices count through whole images")
         node.tie(node.x[0], node.y[0])
         node.tie(node.x[1], node.y[1])

@@ -112,6 +112,11 @@ class View:
         """Tell whether an optional output is there."""
         return position < len(self.outputs) and self.outputs[position] is not None
 
+    def is_read(self, position: int) -> bool:
+        """Tell whether anybody reads an output."""
+        tensor = self.node.outputs[position]
+        return bool(tensor.outputs) or any(tensor.name == output.name for output in self.model.graph.outputs)
+
     def attribute(self, name: str, default: Any = None) -> Any:
         """Give an attribute of the node."""
         return self.node.attrs.get(name, default)

@@ -54,6 +54,8 @@ class Split(Rule):
     def resize(self, node: Resize) -> None:
         """Write the sizes of the slices, unless equal ones were implied and still are."""
         axis = int(node.attribute("axis", 0)) % len(node.x)
+        if node.kept(node.x[axis]).all():
+            return  # the axis may be free, and only bound to a size
         sizes = [node.size(y[axis]) for y in node.outputs if y is not None]
         if node.integers("split", 1) is None:
             if len(set(sizes)) == 1:
@@ -143,6 +145,8 @@ class Gather(Rule):
         if indices is None or indices.ndim != 1:
             return
         kept = node.kept(node.x[axis])
+        if kept.all():
+            return  # the axis may be free, where -1 is no fixed place
         place = np.cumsum(kept) - 1
         node.set_value(1, place[indices][node.kept(node.y[axis])])
 

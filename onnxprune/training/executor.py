@@ -251,13 +251,17 @@ class _Writer:
             self._body(body)
             made = [value.name for value in body.output]
             again = self.known.get(made[0])
-            if again is None or not again.item():
+            if again is None:
                 raise _depends_on_data(node, "may end early")
             carried = [f"{name}@{number}" for name in made[1 : 1 + len(carried)]]  # the next round makes these anew
             for inner, outer in zip(made[1:], carried, strict=False):
                 self._rename(inner, outer)
             for found, name in zip(scanned, made[1 + len(carried) :], strict=True):
                 found.append(self._value(name))
+            if not again.item():
+                break
+        if not all(scanned):
+            raise _depends_on_data(node, "collects what no round gives")
         for name, outer in zip(carried, node.output, strict=False):
             self._rename(name, outer)
         for found, outer in zip(scanned, node.output[len(carried) :], strict=True):

@@ -121,8 +121,12 @@ class Trainer:
             self._replica = DistributedDataParallel(self.model, find_unused_parameters=True)
 
     def run(self, resume: bool = False) -> Result:
-        """Train all epochs, or those that are left."""
-        if resume and (self.folder / checkpoint.LAST).exists():
+        """Train all epochs, or those that are left.
+
+        Raises:
+            InputError: what is to go on is damaged, another run, or not seen by all processes.
+        """
+        if resume and self._has_begun():
             best, best_epoch, start = self._resumed()
         else:
             if self.team.is_first:  # of an earlier run that is not to go on
@@ -157,6 +161,14 @@ class Trainer:
         chosen, epoch = self._chosen()
         return Result(chosen, self.rows, epoch, stopped)
 
+    def _has_begun(self) -> bool:
+        """Tell whether the folder holds a run to go on with; all processes must see the same."""
+        has_begun = torch.tensor(float((self.folder / checkpoint.LAST).exists()), device=self.team.device)
+        count = float(self.team.added(has_begun))
+        if 0 < count < self.team.count:
+            raise InputError(f"{self.folder} is not the same for all processes; give a --run that all machines share")
+        return count > 0
+
     def _chosen(self) -> tuple[Weights, int]:
         """Give the weights of the epoch that the settings ask for, and its number."""
         if self.settings.choose == "last" and (self.folder / checkpoint.LAST).exists():
@@ -174,14 +186,17 @@ class Trainer:
         share = self.batch // self.team.count
         own = order.reshape(self.steps, self.team.count, share)[:, self.team.rank].reshape(-1)
         self._replica.train()
-        total = torch.zeros((), device=self.team.device)
+        total, shown = torch.zeros((), device=self.team.device), ""
         for number, (inputs, labels) in enumerate(ahead(self._batches(self.task.train.take(own), share))):
             step = (epoch - 1) * self.steps + number
-            self.progress.step(step, self.settings.epochs * self.steps)
+            self.progress.step(step, self.settings.epochs * self.steps, shown)
             loss = self._step(step, self._shown(inputs, generator), labels)
             total += loss
-            if number % CHECKED == CHECKED - 1 and not torch.isfinite(self.team.added(total.clone())):
-                break
+            if number % CHECKED == CHECKED - 1:
+                so_far = float(self.team.added(total.clone())) / (number + 1) / self.team.count
+                if not math.isfinite(so_far):
+                    break
+                shown = _shown(so_far, self.rows)
         return float(self.team.added(total)) / self.steps / self.team.count
 
     def _step(self, step: int, inputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
@@ -224,8 +239,8 @@ class Trainer:
     def _evaluated(self, epoch: int, loss: float) -> tuple[float, float]:
         """Judge the model, averaged where averages are kept, on the hold-out; larger is better."""
         task, team = self.task, self.team
-        for _, buffer in self.model.statistics.named_buffers():
-            team.share(buffer)  # each process has followed its own batches
+        for values in (*self.model.statistics.buffers(), *self.average.values()):
+            team.share(values)  # each process has followed its own batches
         kept = _copied(self.model) if self.average else {}
         _set(self.model, self.average)
         self.model.eval()
@@ -316,6 +331,12 @@ class Trainer:
         return (best, also), state["best_epoch"], state["epoch"]
 
 
+def _shown(loss: float, rows: Sequence[dict[str, Any]]) -> str:
+    """Say what training has come to within an epoch: its loss so far, and the accuracy after the epoch before."""
+    accuracy = rows[-1]["accuracy"] if rows else None
+    return f"loss {loss:.3f}" + ("" if accuracy is None else f", accuracy {accuracy:.1%}")
+
+
 def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """Name what differs between two runs; settings by their options."""
     changed = [name for name, value in ours.items() if theirs.get(name) != value]
@@ -349,7 +370,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 

@@ -156,6 +156,8 @@ class PruningEnv(gymnasium.Env[dict[str, Any], Floats]):
 
     def step(self, action: Floats) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Make groups dearer or cheaper; at the end of the episode, judge the plan that comes of it."""
+        if self.state.step >= self.episodes.length:
+            raise gymnasium.error.ResetNeeded("the episode has ended; call reset")
         self.state = self.episodes.after(self.state, np.asarray(action, np.float64))
         if self.state.step < self.episodes.length:
             return self._observed(), 0.0, False, False, {}

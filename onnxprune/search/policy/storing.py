@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 
 from onnxprune.errors import InputError
 from onnxprune.files import aside
@@ -31,7 +32,7 @@ def save(agent: Agent, path: Path, notes: Mapping[str, Any]) -> None:
     told = {"format": FORMAT, "shape": asdict(agent.shape), "features": _features(), "notes": dict(notes)}
     tensors = {name: values.contiguous() for name, values in agent.state_dict().items()}
     with aside(path) as draft:
-        save_file(tensors, draft, {name: json.dumps(value) for name, value in told.items()})
+        draft.write_bytes(serialized(tensors, {name: json.dumps(value) for name, value in told.items()}))
 
 
 def load(path: Path) -> tuple[Agent, dict[str, Any]]:
@@ -46,7 +47,7 @@ def load(path: Path) -> tuple[Agent, dict[str, Any]]:
         with safe_open(path, "pt") as file:
             told = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
         tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"--policy {path} cannot be read ({error}); make one with `onnxprune policy train`") from error
     if told.get("format") != FORMAT:
         raise InputError(f"--policy {path} was not written by this version of onnxprune; train it again")
@@ -57,7 +58,7 @@ def load(path: Path) -> tuple[Agent, dict[str, Any]]:
         agent.load_state_dict(tensors)
         if not all(bool(values.isfinite().all()) for values in agent.state_dict().values()):
             raise ValueError("it holds values that are no finite numbers")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--policy {path} is damaged ({reason}); train it again") from error
     notes = told.get("notes")
