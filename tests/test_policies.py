@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,55 @@ def test_a_policy_of_values_that_are_no_numbers_is_damaged(folder: Path, value: 
         save_file(tensors, "q.safetensors", file.metadata())
     with pytest.raises(InputError, match=r"damaged .*no finite numbers"):
         load(Path("q.safetensors"))
+
+
+def test_what_a_policy_tells_of_itself_may_be_anything(folder: Path) -> None:
+    good = stored("p.safetensors")
+    endless = {"sizes": [[5, 3]], "context": float("inf"), "width": 8, "rounds": [1], "spread": 0.4}
+    with pytest.raises(InputError, match="damaged"):
+        load(changed(good, shape=endless))
+    with safe_open(good, "pt") as file:
+        deep = {**file.metadata(), "notes": "[" * 100_000}
+    save_file(load_file(good), "deep.safetensors", deep)
+    with pytest.raises(InputError, match="cannot be read"):
+        load(Path("deep.safetensors"))
+    shown = run("policy", "show", str(changed(good, notes={"by": "\x1b[31m[bold]me"})))
+    assert (shown.code, "\x1b" in shown.out) == (0, False)
+    assert "[bold]me" in shown.out
+
+
+def test_a_policy_can_be_read_by_others(folder: Path) -> None:
+    Path("other").write_text("")
+    assert stored("p.safetensors").stat().st_mode == Path("other").stat().st_mode
+
+
+def test_one_network_under_two_names_is_refused(folder: Path) -> None:
+    Path("again.onnx").write_bytes(Path("convs.onnx").read_bytes())
+    with pytest.raises(InputError, match=r"again\.onnx is the same network as convs\.onnx"):
+        train_policy([Path("convs.onnx"), Path("again.onnx")], Path("p.safetensors"), FEW, data=["x.npy"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--run", "kept"], r"what was judged is kept in kept.* onnxprune .*--run kept.*--force"),
+        ([], r"p\.safetensors is the policy after the last round, to go on with by --policy"),
+    ],
+)
+def test_training_that_is_interrupted_says_what_is_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], text: str
+) -> None:
+    def ended(learners: Any, settings: PolicySettings, number: int, progress: Any) -> float:
+        if number:
+            raise KeyboardInterrupt
+        return 0.0
+
+    monkeypatch.setattr(policies, "_round", ended)
+    given = ["policy", "train", "convs.onnx", "--data", "x.npy", "-o", "p.safetensors", "--flops", "0.5", *options]
+    monkeypatch.setattr("sys.argv", ["onnxprune", *given])
+    outcome = run(*given)
+    assert outcome.code == 130
+    assert re.search(text, outcome.errors[0])
 
 
 def test_the_policy_to_go_on_with_is_not_overwritten(folder: Path) -> None:

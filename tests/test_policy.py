@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -127,6 +128,9 @@ def test_an_episode_pays_at_its_end_by_the_plan_that_it_came_to() -> None:
     first = judging.error(problem.plan(start))
     assert rewards[-1] == pytest.approx(np.log(first / error), rel=1e-3)
     np.testing.assert_allclose(seen["kept"], plan.counts / problem.widths)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        environment.step(np.zeros(len(start)))
+    assert len(judging.full) == before + 2
 
 
 def test_the_plan_to_start_from_is_worth_nothing_and_no_number_the_least() -> None:

@@ -186,6 +186,9 @@ class _Writer:
         if not any(map(_is_value, operands)):  # it follows from sizes alone
             self._know(node.output[0], found.run(call, *operands).numpy())
             return
+        if node.op_type in COUNTS and all(name in self.known for name in node.input):  # such as the number of a round
+            self._know(node.output[0], found.run(call, *(as_tensor(self.known[name]) for name in node.input)).numpy())
+            return
         result = self.graph.call_function(_bound(found, call, operands), tuple(filter(_is_value, operands)))
         for place, name in enumerate(node.output):
             if name:
@@ -285,6 +288,9 @@ class _Writer:
         if old in self.values or old not in self.known:
             self.values[new] = self._value(old)
 
+
+COUNTS = frozenset({"Add", "And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Sub"})
+"""Operators that loops count with, and tell when to end."""
 
 INLINED: dict[str, Callable[[_Writer, NodeProto], None]] = {
     "Constant": _Writer._constant,

@@ -191,13 +191,15 @@ def test_an_if_that_looks_at_the_data_is_an_error() -> None:
         run(Executor(model, Path()), data(2, 3))
 
 
-def loop(rounds: int) -> ModelProto:
-    """Multiply by the weights so often, and keep what each round gives."""
+def loop(rounds: int, last: int | None = None) -> ModelProto:
+    """Multiply by the weights so often, or until after the round `last`, and keep what each round gives."""
     inner = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in (
         ("round", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("state", TensorProto.FLOAT, None),
     )]  # fmt: skip
     nodes = [
-        helper.make_node("Identity", ["go"], ["again"]),
+        helper.make_node("Identity", ["go"], ["again"])
+        if last is None
+        else helper.make_node("Less", ["round", "last"], ["again"]),
         helper.make_node("MatMul", ["state", "weight"], ["product"]),
         helper.make_node("Cast", ["round"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["product", "number"], ["next"]),
@@ -209,18 +211,24 @@ def loop(rounds: int) -> ModelProto:
     b = Builder()
     b.input("N", 3)
     b.initializers.append(numpy_helper.from_array(b.rng.standard_normal((3, 3)).astype(np.float32), "weight"))
-    last, all_ = b.nodes_of("Loop", b.store(rounds, np.int64), b.store(True, bool), "x", outputs=2, body=body)
-    return b.done(last, all_, rank=2)
+    b.initializers.append(numpy_helper.from_array(np.asarray(last or 0, np.int64), "last"))
+    state, all_ = b.nodes_of("Loop", b.store(rounds, np.int64), b.store(True, bool), "x", outputs=2, body=body)
+    return b.done(state, all_, rank=2)
 
 
-@pytest.mark.parametrize("rounds", [1, 4])
-def test_a_loop_of_a_known_number_of_rounds_is_so_many_copies(rounds: int) -> None:
-    model, given = loop(rounds), data(2, 3)
+@pytest.mark.parametrize(("rounds", "last"), [(1, None), (4, None), (4, 2), (4, 0), (3, 9)])
+def test_a_loop_of_a_known_number_of_rounds_is_so_many_copies(rounds: int, last: int | None) -> None:
+    model, given = loop(rounds, last), data(2, 3)
     executor = Executor(model, Path())
     for found, wanted in zip(run(executor, given), expected(model, given), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     executor(given)[0].sum().backward()
     assert executor.tensor("weight").grad is not None
+
+
+def test_a_loop_of_no_round_that_collects_something_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\(Loop\) collects what no round gives"):
+        run(Executor(loop(0), Path()), data(2, 3))
 
 
 def test_tensors_inside_can_be_asked_for() -> None:
