@@ -23,7 +23,7 @@ import numpy as np
 from prepared import ready
 from threadpoolctl import threadpool_limits
 
-from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.problem import Counts, Problem
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search import SearchSettings, gnn_rl, greedy
 from onnxprune.search.policy import environment, learning
@@ -32,6 +32,7 @@ from onnxprune.search.policy.environment import Episodes, State
 from onnxprune.search.policy.learning import Learner
 from onnxprune.search.policy.prior import ALIKE
 from onnxprune.stages import Stage, Stages
+from onnxprune.weights import Floats
 
 
 def main() -> None:

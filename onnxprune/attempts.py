@@ -21,11 +21,12 @@ from onnxprune.measured import Measurements
 from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.plan import Plan
 from onnxprune.prepare import Prepared
-from onnxprune.problem import FINE, Align, Floats, Problem
+from onnxprune.problem import FINE, Align, Problem
 from onnxprune.progress import Progress
 from onnxprune.search.greedy import descend
 from onnxprune.surgery import cut
 from onnxprune.targets import Target, parse_target
+from onnxprune.weights import Floats
 
 # Tried in turn: the second where the time lags behind the MACs; the third, which may fall well short of the target,
 # only where the result is slower than the original.

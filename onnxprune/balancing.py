@@ -17,9 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from onnxprune.components import Components
 from onnxprune.ops.rule import Balance
 from onnxprune.tying import Reason, Tying
-from onnxprune.weights import slice_norms
+from onnxprune.weights import Ints, slice_norms
 
-Ints = npt.NDArray[np.int64]
 WHY = "groups must stay equally large, and some of it is held"
 DIGITS = 5  # of the ranks, so that the last bits of sums, which differ between machines, do not decide
 

@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune.channels import Channels
@@ -23,8 +22,7 @@ from onnxprune.ops.conv import Conv
 from onnxprune.ops.rule import Mask
 from onnxprune.shapes import Shape, numbers
 from onnxprune.tying import captured
-
-Ints = npt.NDArray[np.int64]
+from onnxprune.weights import Ints
 
 LARGE = 10  # operations that multiply; in blocks with more, places where a few tensors are alive are borders as well
 FEW_ALIVE = 16  # tensors; no place where more are alive is a border

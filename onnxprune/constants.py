@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from onnxprune.channels import Channels
 from onnxprune.errors import InputError
-from onnxprune.linear import FLOAT_TYPES, LINEAR, Floats, Linear, linear, stored_values
+from onnxprune.linear import FLOAT_TYPES, LINEAR, Linear, linear, stored_values
 from onnxprune.ops import rule_for
 from onnxprune.ops.elementwise import CastLike, Dropout, Elementwise
 from onnxprune.ops.layout import Expand, Flatten, Reshape, Squeeze, Transpose, Unsqueeze
@@ -24,7 +24,7 @@ from onnxprune.ops.rule import Allowed, Atoms, Axes, Known, Mask, Ties, Unknown
 from onnxprune.ops.shuffle import Shuffle
 from onnxprune.ops.slicing import Concat, Gather, Pad, Slice, Split
 from onnxprune.shapes import Run, is_default_domain, run_alone
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats
 
 POINTWISE = (Elementwise, CastLike, Dropout)
 MOVES = (Concat, Expand, Flatten, Gather, Pad, Reshape, Slice, Split, Squeeze, Transpose, Unsqueeze)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune.channels import FROZEN, Channels
 from onnxprune.data import Data
@@ -21,9 +20,7 @@ from onnxprune.obs import Curves
 from onnxprune.progress import Progress, Quiet
 from onnxprune.quantized import scales, zero_points
 from onnxprune.statistics import Statistics
-from onnxprune.weights import NOT_WEIGHTS, Array, slice_norms
-
-Floats = npt.NDArray[np.float64]
+from onnxprune.weights import NOT_WEIGHTS, Array, Floats, slice_norms
 
 
 @dataclass(frozen=True)

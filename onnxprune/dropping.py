@@ -10,9 +10,10 @@ from onnxprune.errors import TargetError
 from onnxprune.finish import Finish
 from onnxprune.journal import Journal
 from onnxprune.prepare import Prepared
-from onnxprune.problem import Align, Floats, Problem
+from onnxprune.problem import Align, Problem
 from onnxprune.progress import Progress, Quiet
 from onnxprune.surgery import cut
+from onnxprune.weights import Floats
 
 TRIALS = 7  # each halves the range of shares that is left
 

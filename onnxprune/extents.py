@@ -17,10 +17,7 @@ from onnxprune.channels import Channels
 from onnxprune.metrics import Costs, Sum
 from onnxprune.ops.rule import Factor, every_axis
 from onnxprune.shapes import numbers
-from onnxprune.weights import NOT_WEIGHTS
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from onnxprune.weights import NOT_WEIGHTS, Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from onnxprune.blocks import Blocks
 from onnxprune.channels import Channels
-from onnxprune.extents import Extent, Extents, Floats, Ints, added, in_doublings, in_tens
+from onnxprune.extents import Extent, Extents, added, in_doublings, in_tens
+from onnxprune.weights import Floats, Ints
 from onnxprune.worths import Worths
 
 EXTRA = 3  # columns that a caller may add

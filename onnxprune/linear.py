@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxprune.channels import Channels
 from onnxprune.numbers import Place
 from onnxprune.ops.rule import Atoms, View
 from onnxprune.shapes import is_default_domain
-from onnxprune.weights import Array
-
-Floats = npt.NDArray[np.float64]
+from onnxprune.weights import Array, Floats
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -17,9 +17,8 @@ from onnxprune.channels import Channels
 from onnxprune.ops import FREE_OF_MACS, rule_for
 from onnxprune.ops.rule import Axes, Factor, Key, Unknown
 from onnxprune.shapes import is_default_domain, is_weight, numbers
-from onnxprune.weights import NOT_WEIGHTS, byte_size, item_size
+from onnxprune.weights import NOT_WEIGHTS, Floats, byte_size, item_size
 
-Floats = npt.NDArray[np.float64]
 METRICS = ("macs", "params", "file_bytes", "activation_bytes")
 LATENCY, MEMORY = "latency_us", "memory_bytes"
 """Microseconds of a run, and what a process needs for it: predicted where they are asked for, see `Costs.predicted`."""

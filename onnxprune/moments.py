@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from onnxprune.weights import Array
-
-Floats = npt.NDArray[np.float64]
+from onnxprune.weights import Array, Floats
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried in turn: parts of the mean variance of the inputs that are added to each input's own.

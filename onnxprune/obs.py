@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import Group
-from onnxprune.linear import Floats
 from onnxprune.ops.rule import Mask
 from onnxprune.readers import Reader
 from onnxprune.statistics import Statistics
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats
 
 Indices = npt.NDArray[np.int64]
 

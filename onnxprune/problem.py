@@ -18,8 +18,8 @@ from onnxprune.lossless import Lossless, nothing_lossless
 from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
 from onnxprune.targets import OPTIONS, Target
+from onnxprune.weights import Floats
 
-Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 ROWS = 256  # plans that are looked at together

@@ -9,12 +9,12 @@ import numpy as np
 
 from onnxprune.channels import Channels
 from onnxprune.constants import data_nodes
-from onnxprune.linear import Floats, Linear, bias_place, linear, only_reader, stored_values
+from onnxprune.linear import Linear, bias_place, linear, only_reader, stored_values
 from onnxprune.numbers import Place
 from onnxprune.patches import Patches, patches
 from onnxprune.shapes import is_default_domain
 from onnxprune.tying import captured
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import numpy.typing as npt
 from onnx import ModelProto
 
 from onnxprune.channels import Channels
-from onnxprune.linear import Floats
 from onnxprune.moments import Fit
 from onnxprune.numbers import Numbers, Place
 from onnxprune.ops.rule import Mask
 from onnxprune.readers import Reader
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats
 
 Indices = npt.NDArray[np.int64]
 

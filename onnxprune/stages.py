@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from onnxprune.blocks import FAMILIES, find_blocks
 from onnxprune.channels import Channels
-from onnxprune.extents import Extent, Extents, Floats, Ints, in_doublings, in_tens
+from onnxprune.extents import Extent, Extents, in_doublings, in_tens
 from onnxprune.groups import GROUP_EDGE_FEATURES, GROUP_FEATURES, Groups
 from onnxprune.metrics import Costs
+from onnxprune.weights import Floats, Ints
 
 ROUNDS = 4  # how far apart tensors may be for a difference to tell blocks apart that have the same parts
 PARTLESS = frozenset({"concat", "select", "reshape", "resize", "quantize", "other"})  # these only move numbers

@@ -20,11 +20,10 @@ from platformdirs import user_cache_path
 from onnxprune import runtime
 from onnxprune.channels import Channels
 from onnxprune.data import Data, feeds
-from onnxprune.linear import Floats
 from onnxprune.patches import Patches
 from onnxprune.progress import Progress, Quiet
 from onnxprune.readers import Reader, find_readers
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats
 
 FORMAT = 4  # of what is kept on disk
 CONSTANT = 1e-6  # part of the mean variance; a number that varies less is a constant, but for rounding

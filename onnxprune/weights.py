@@ -13,6 +13,8 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.errors import InputError
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 BLOCK = 4_000_000  # numbers looked at together
 NOT_WEIGHTS = frozenset({6, 7, 8, 9, 12, 13})
 """ONNX element types of stored numbers that are sizes, indices or text: int32, int64, string, bool, uint32, uint64."""

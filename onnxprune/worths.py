@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.extents import Floats, Ints, in_tens
+from onnxprune.extents import in_tens
+from onnxprune.weights import Floats, Ints
 
 REACH = 3.0  # powers of ten; what is further from the usual is as far
 NOTHING = 1e-30  # a worth of this or less

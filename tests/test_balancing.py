@@ -15,8 +15,7 @@ from onnx import ModelProto
 
 from onnxprune import balancing, channels, model, runtime
 from onnxprune.ops.rule import Balance
-
-Ints = npt.NDArray[np.int64]
+from onnxprune.weights import Ints
 
 
 @st.composite

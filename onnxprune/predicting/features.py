@@ -16,9 +16,8 @@ import numpy.typing as npt
 from onnxprune.channels import Channels
 from onnxprune.metrics import Costs, Sum
 from onnxprune.ops.rule import Factor
+from onnxprune.weights import Floats, Ints
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 BLOCKS = (1, 8, 16)
 REGULAR = 4
 WAYS = len(BLOCKS) + 1  # in which a product is counted

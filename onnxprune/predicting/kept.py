@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from platformdirs import user_cache_path
 
 from onnxprune.channels import Channels
@@ -24,9 +23,8 @@ from onnxprune.predicting.samples import Samples, measure
 from onnxprune.profiling import machine
 from onnxprune.progress import Progress
 from onnxprune.reporting import versions
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats
 
-Floats = npt.NDArray[np.float64]
 FORMAT = 2  # of what is kept
 MOST = 200  # files; those that were used longest ago go first
 KEPT = {"latency": ("counts", "ms", "nodes"), "memory": ("counts", "bytes")}

@@ -26,8 +26,8 @@ from onnxprune.predicting.device import Device
 from onnxprune.profiling.process import Subject, write_feed
 from onnxprune.progress import Progress
 from onnxprune.surgery import cut
+from onnxprune.weights import Floats
 
-Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 SHARES = (1.0, 0.75, 0.5, 0.3, 0.15, 0.05)  # of all widths, of the cuts that are measured
 USES = 3  # runs whose memory is looked at

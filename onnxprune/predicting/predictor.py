@@ -16,7 +16,8 @@ from scipy.optimize import nnls
 
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.features import WAYS, Features
-from onnxprune.predicting.samples import Floats, Ints, Samples
+from onnxprune.predicting.samples import Samples
+from onnxprune.weights import Floats, Ints
 
 RIDGE = 0.02  # part of the samples by which prices are held back
 FOLDS = 5  # parts of the samples, each of which shows the error of a fit to the others

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto
 
 from onnxprune import runtime
@@ -26,10 +25,8 @@ from onnxprune.problem import Align, step_of
 from onnxprune.profiling.kernels import read_trace
 from onnxprune.progress import Progress
 from onnxprune.surgery import cut
-from onnxprune.weights import Array
+from onnxprune.weights import Array, Floats, Ints
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 PLANS, FEWEST = 36, 16
 LONGEST = 150.0  # seconds after which the fewest plans are enough
 TURNS, MOST_TURNS = 6, 40  # of each plan

@@ -13,7 +13,8 @@ from onnxprune.channels import Channels
 from onnxprune.metrics import Costs
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.features import BLOCKS, Features
-from onnxprune.predicting.samples import Floats, Ints, by_maker, makers, turns
+from onnxprune.predicting.samples import by_maker, makers, turns
+from onnxprune.weights import Floats, Ints
 
 WORTH_TELLING = 0.1  # of the time that is missing
 MOST_TOLD = 3

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 
 

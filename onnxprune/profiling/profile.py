@@ -22,7 +22,7 @@ from onnxprune.profiling.process import Subject, write_feed
 from onnxprune.profiling.rounds import Rounds
 from onnxprune.progress import Progress, Quiet
 from onnxprune.reporting import latency, versions
-from onnxprune.weights import Array, external_place, is_external
+from onnxprune.weights import Array, Floats, external_place, is_external
 
 FORMAT = "onnxprune.profile/1"
 USES = 3  # runs whose memory is looked at
@@ -176,7 +176,7 @@ class Ran:
     loaded: Mapping[str, Any]
     used: Mapping[str, Any]
     ms: Sequence[float]
-    turns: intervals.Floats
+    turns: Floats
     waiting: float
 
 

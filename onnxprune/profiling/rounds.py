@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxprune.profiling import intervals
-from onnxprune.profiling.intervals import Floats
+from onnxprune.weights import Floats
 
 FEWEST, MOST = 12, 400  # rounds
 TURN = 10.0  # milliseconds that a turn should take at least

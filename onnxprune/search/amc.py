@@ -35,9 +35,10 @@ from scipy.special import ndtr, ndtri
 
 from onnxprune.groups import GROUP_EDGE_FEATURES, GROUP_FEATURES
 from onnxprune.plan import Plan
-from onnxprune.problem import Floats, Problem
+from onnxprune.problem import Problem
 from onnxprune.search import Progress, SearchSettings
 from onnxprune.stages import Stages
+from onnxprune.weights import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Floats, Problem
+from onnxprune.problem import Problem
 from onnxprune.search import Budget, Progress, SearchSettings, greedy
+from onnxprune.weights import Floats
 
 LENGTH = 2  # actions of an episode
 PROBED = 0.125  # of the budget: groups that are cut alone at first

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Counts, Floats, Problem, by_kind
+from onnxprune.problem import Counts, Problem, by_kind
 from onnxprune.search import Progress, SearchSettings
+from onnxprune.weights import Floats
 
 PROBE = 0.5  # of a group that is cut to measure what its errors mean for the answers
 POWERS = (0.5, 1.0)  # how far these measures are trusted

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune import runtime
@@ -24,9 +23,7 @@ from onnxprune.linear import by_group
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.training.sharing import Unshared, writable, write
-from onnxprune.weights import Array, read
-
-Floats = npt.NDArray[np.float64]
+from onnxprune.weights import Array, Floats, read
 
 EPSILON = 1e-5
 MOMENTUM = 0.9

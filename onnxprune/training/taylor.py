@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,8 +22,7 @@ from onnxprune.progress import Progress
 from onnxprune.readers import Reader
 from onnxprune.training.executor import Executor
 from onnxprune.training.losses import classifier, float_readings
-
-Floats = npt.NDArray[np.float64]
+from onnxprune.weights import Floats
 
 SAMPLES, BATCH = 512, 8  # looked at in all, and together: drawn labels do not agree, so that slopes of a batch add up
 

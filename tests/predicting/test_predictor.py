@@ -17,10 +17,11 @@ from onnxprune.plan import Plan
 from onnxprune.predicting import samples as sampling
 from onnxprune.predicting.alignment import fastest_multiple
 from onnxprune.predicting.device import Device
-from onnxprune.predicting.features import BLOCKS, MOVED, WORK, Features, Floats, Ints
+from onnxprune.predicting.features import BLOCKS, MOVED, WORK, Features
 from onnxprune.predicting.predictor import LEAST, Predictor
 from onnxprune.predicting.samples import Samples, draw
 from onnxprune.surgery import cut
+from onnxprune.weights import Floats, Ints
 
 IMAGE = (3, 8, 8)
 WIDTHS = (32, 64, 48, 40)

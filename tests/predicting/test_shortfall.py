@@ -14,9 +14,10 @@ from onnxprune.metrics import Costs
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
 from onnxprune.predicting.device import Device
-from onnxprune.predicting.features import Features, Floats, Ints
+from onnxprune.predicting.features import Features
 from onnxprune.predicting.shortfall import Shortfall, kernel_times, shortfall
 from onnxprune.surgery import cut
+from onnxprune.weights import Floats, Ints
 
 EXACT, BLOCKS_OF_8 = 0, 1
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import least_squares
 
-from onnxprune.problem import Counts, Floats
+from onnxprune.problem import Counts
 from onnxprune.search.policy.space import Space
+from onnxprune.weights import Floats
 
 TRUST = 0.1  # in the start: what a unit of logarithm away from its weights is worth, in units of rewards
 POWER, POWER_TRUST = 1.2, 2.0  # what the sum of errors is raised to, and how far that is trusted

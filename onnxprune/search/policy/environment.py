@@ -15,10 +15,11 @@ import gymnasium
 import numpy as np
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Counts, Floats, Problem, by_kind
+from onnxprune.problem import Counts, Problem, by_kind
 from onnxprune.search.policy.prior import Prior, likeness, prior
 from onnxprune.search.policy.space import Space
 from onnxprune.stages import Stage, Stages
+from onnxprune.weights import Floats
 
 LARGEST = 2.0  # log of what the action of an episode of one makes a group dearer, at most
 MOST_REWARD = 5.0  # an answer that is no number, or next to perfect, is worth no more than this

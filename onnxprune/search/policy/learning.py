@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Floats
 from onnxprune.search.policy.agent import Agent, Output, Shape
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import Level, batch, side_by_side
 from onnxprune.search.policy.environment import CONTEXT, Episodes, State
 from onnxprune.stages import FEATURES
+from onnxprune.weights import Floats
 
 MOST_ACTION = 0.99  # of what an agent may do in a step, where its actions are shifted
 

@@ -38,10 +38,11 @@ import torch
 from torch import Tensor, nn
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.problem import Counts, Problem
 from onnxprune.search.policy.encoder import Encoder, Level, batch
 from onnxprune.search.policy.learning import seeded
 from onnxprune.stages import Stage, Stages
+from onnxprune.weights import Floats
 
 if TYPE_CHECKING:
     from onnxprune.search import Progress, SearchSettings

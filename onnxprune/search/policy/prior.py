@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.problem import Floats
+from onnxprune.weights import Floats
 
 LEAST_SPREAD = 1e-9  # features that vary no more than that tell nothing
 ALIKE, NEAR = 0.5, 0.5  # of two groups with the same features; how fast that falls, in their usual distance

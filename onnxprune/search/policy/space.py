@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.plan import Plan
-from onnxprune.problem import Counts, Floats, Problem
+from onnxprune.problem import Counts, Problem
+from onnxprune.weights import Floats
 
 TINY = 1e-3  # of a neighbour's error: what adds none at all must still have a price
 AT_END = 0.35  # log: a group that keeps all it can, or as little, has a price so far from the threshold
