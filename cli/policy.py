@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from onnxprune.errors import InterruptedRunError
-from onnxprune.picture import clean
 
 from . import display
 
@@ -117,6 +116,7 @@ def _how_to_go_on(output: Path, run: Path | None) -> str:
 def show(file: Path, json_file: Path | None) -> None:
     """Tell how a policy was trained."""
     from onnxprune import policies
+    from onnxprune.picture import clean
 
     found = policies.show_policy(file)
     display.write_result(json_file, found)
