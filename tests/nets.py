@@ -1209,7 +1209,7 @@ def pool_with_indices() -> ModelProto:
     return b.done(b.conv(b.relu(b.conv(x, 8, 6)), 6, 4))
 
 
-@net(8)
+@net(5, 8)
 def recurrent() -> ModelProto:
     b = Builder()
     x = b.linear(b.relu(b.linear(b.input("N", 6), 6, 8)), 8, 5)

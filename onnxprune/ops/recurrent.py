@@ -1,9 +1,10 @@
-"""Recurrent operators: they stay whole, but what they cost is counted."""
+"""Recurrent operators: what they read can shrink, their own hidden state stays whole."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from onnxprune.ops.linear import contract
 from onnxprune.ops.rule import Factor, Rule, Ties, View
 
 
@@ -11,10 +12,11 @@ class Recurrent(Rule):
     """LSTM, GRU and RNN."""
 
     ops: ClassVar[tuple[str, ...]] = ("GRU", "LSTM", "RNN")
-    why: ClassVar[str] = "recurrent layers stay whole"
+    why: ClassVar[str] = "the hidden state of a recurrent layer stays whole"
 
     def ties(self, node: Ties) -> None:
-        """Say nothing: everything stays."""
+        """Tie what is read at each step to the weights that it meets."""
+        contract(node, node.x[2], node.input(1)[2])
 
     def macs(self, node: View) -> list[list[Factor]]:
         """At every step of every sequence the gates read the input and the hidden state."""
