@@ -23,6 +23,7 @@ import onnxprune
 from onnxprune import FinetuneSettings, runtime
 from onnxprune.errors import InputError
 from onnxprune.finetuning import FinetuneReport
+from onnxprune.progress import Quiet
 from onnxprune.runs import take
 from onnxprune.training import checkpoint, trainer
 
@@ -37,7 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finetune(out: str = "trained.onnx", data: str = "data.npz", **asked: Any) -> FinetuneReport:
-    given = {name: asked.pop(name) for name in ("teacher", "resume", "force", "run", "label_offset") if name in asked}
+    names = ("teacher", "resume", "force", "run", "label_offset", "progress")
+    given = {name: asked.pop(name) for name in names if name in asked}
     settings = FinetuneSettings(**{**QUICK, **asked})
     return onnxprune.finetune(Path("model.onnx"), Path(out), settings, data=data, **given)
 
@@ -99,6 +101,29 @@ def test_a_model_that_ends_in_softmax_is_read_before_it(folder: Path) -> None:
     report = finetune(epochs=6)
     assert report.epochs[0]["holdout_loss"] > 1  # nats; of probabilities taken for scores it would be near log(4)
     assert accuracy("trained.onnx") > 0.9
+
+
+class Told(Quiet):
+    """Remembers what steps of training are shown with."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def step(self, done: int, total: int, text: str = "") -> None:
+        self.texts.append(text)
+
+
+def test_each_step_shows_what_training_has_come_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CHECKED", 4)
+    told = Told()
+    report = finetune(epochs=2, progress=told)
+    first, second = report.epochs[:2]
+    assert told.texts[0] == f"accuracy {first['accuracy']:.1%}"
+    half = len(told.texts) // 2
+    assert told.texts[half] == f"loss {second['loss']:.3f}, accuracy {second['accuracy']:.1%}"
+    losses = [float(text.split()[1].rstrip(",")) for text in told.texts if text.startswith("loss")]
+    assert len(set(losses)) == 3  # after four steps, after the first epoch, after four more steps
+    assert losses[0] > losses[-1]
 
 
 def test_averaged_weights_are_those_that_are_judged_and_written(folder: Path) -> None:

@@ -186,17 +186,17 @@ class Trainer:
         share = self.batch // self.team.count
         own = order.reshape(self.steps, self.team.count, share)[:, self.team.rank].reshape(-1)
         self._replica.train()
-        total, shown = torch.zeros((), device=self.team.device), ""
+        total, text = torch.zeros((), device=self.team.device), _come_to(self.rows[-1]["loss"], self.rows[-1])
         for number, (inputs, labels) in enumerate(ahead(self._batches(self.task.train.take(own), share))):
             step = (epoch - 1) * self.steps + number
-            self.progress.step(step, self.settings.epochs * self.steps, shown)
+            self.progress.step(step, self.settings.epochs * self.steps, text)
             loss = self._step(step, self._shown(inputs, generator), labels)
             total += loss
             if number % CHECKED == CHECKED - 1:
                 so_far = float(self.team.added(total.clone())) / (number + 1) / self.team.count
                 if not math.isfinite(so_far):
                     break
-                shown = _shown(so_far, self.rows)
+                text = _come_to(so_far, self.rows[-1])
         return float(self.team.added(total)) / self.steps / self.team.count
 
     def _step(self, step: int, inputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
@@ -331,10 +331,10 @@ class Trainer:
         return (best, also), state["best_epoch"], state["epoch"]
 
 
-def _shown(loss: float, rows: Sequence[dict[str, Any]]) -> str:
-    """Say what training has come to within an epoch: its loss so far, and the accuracy after the epoch before."""
-    accuracy = rows[-1]["accuracy"] if rows else None
-    return f"loss {loss:.3f}" + ("" if accuracy is None else f", accuracy {accuracy:.1%}")
+def _come_to(loss: float | None, row: dict[str, Any]) -> str:
+    """Say what training has come to within an epoch: the loss so far, and the accuracy after the epoch before."""
+    parts = {"loss": loss and f"{loss:.3f}", "accuracy": row["accuracy"] and f"{row['accuracy']:.1%}"}
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 
 def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
