@@ -15,7 +15,7 @@ CORPUS = Path(__file__).parents[1].parent / "shared"
 FILES = sorted(file for folder in ("models", "imagenet", "onnx") for file in (CORPUS / folder).glob("*.onnx"))
 ASKED = {"tract_byte_sb_bidi_lstm.onnx": {"input": (1, 16)}}
 NO_MODEL = "qonnx_TFC_2W2A.onnx"
-NOTHING_TO_PRUNE = {"sklearn_rf_actedge.onnx", "tract_byte_sb_bidi_lstm.onnx"}
+NOTHING_TO_PRUNE = {"sklearn_rf_actedge.onnx"}
 NO_NUMBERS = {"light_resnet50.onnx", "light_shufflenet.onnx"}
 HEAVY = {"winml_candy.onnx"}  # 20 billion multiply-accumulates
 
