@@ -8,11 +8,12 @@ innermost where the inside of groups is to be cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 
 from onnxprune.components import Components
-from onnxprune.ops.factors import Factor, Place, index_of, shared_factors
+from onnxprune.ops.factors import Factor, index_of, shared_factors
 from onnxprune.ops.rule import Atoms, Regroup
 from onnxprune.tying import Reason, Tying
 
@@ -53,18 +54,16 @@ def _free_factors(regroup: Regroup, components: Components) -> list[Factor]:
 
 def _unspent(regroup: Regroup, factors: list[Factor], components: Components) -> list[Factor]:
     """Leave out factors whose indices are tied together already, where others of the axis are not: these carry it."""
-    for right in (False, True):
-        side = regroup.right if right else regroup.left
-        places = [(factor, factor.right if right else factor.left) for factor in factors]
-        open_ = [factor for factor, place in places if not _is_spent(side[place.axis], factor, place, components)]
-        carried = {place.axis for factor, place in places if factor in open_}
-        factors = [factor for factor, place in places if factor in open_ or place.axis not in carried]
+    for side, place_of in ((regroup.left, attrgetter("left")), (regroup.right, attrgetter("right"))):
+        spent = {f for f in factors if _is_spent(side[place_of(f).axis], f.size, place_of(f).inner, components)}
+        carried = {place_of(f).axis for f in factors if f not in spent}
+        factors = [f for f in factors if f not in spent or place_of(f).axis not in carried]
     return factors
 
 
-def _is_spent(axis: Atoms, factor: Factor, place: Place, components: Components) -> bool:
+def _is_spent(axis: Atoms, size: int, inner: int, components: Components) -> bool:
     """Tell whether the indices of a factor are tied together all along an axis."""
-    labels = components.label[axis].reshape(-1, factor.size, place.inner)
+    labels = components.label[axis].reshape(-1, size, inner)
     return bool((labels == labels[:, :1]).all())
 
 
