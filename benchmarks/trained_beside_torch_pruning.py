@@ -41,7 +41,7 @@ import torch
 from onnx import numpy_helper
 from prepared import macs
 from torch import nn
-from training import given_and_extra
+from training import given_and_extra, make
 
 import onnxprune
 from onnxprune import CompressSettings, model, models, runtime
@@ -138,11 +138,8 @@ def our_side(arguments: argparse.Namespace, file: Path, aim: int) -> Side:
     """Compress a model to so many MACs."""
     name = f"{file.stem}.onnxprune.{arguments.search}.{aim}"
     small, bare = arguments.run / f"{name}.onnx", arguments.run / f"{name}.cut.onnx"
-    if not small.with_name(f"{name}.report.json").exists():  # it comes last
-        asked = CompressSettings({"macs": str(aim)}, search=arguments.search, seed=arguments.seed, align=1)
-        onnxprune.compress(file, small, asked, force=True, data=arguments.data, preprocess=arguments.preprocess)
-    if not bare.exists():
-        onnxprune.apply(file, small.with_name(f"{name}.plan.json"), bare, verify_level="none")
+    asked = CompressSettings({"macs": str(aim)}, search=arguments.search, seed=arguments.seed, align=1)
+    make(file, small, bare, asked, data=arguments.data, preprocess=arguments.preprocess)
     return Side(f"onnxprune, {arguments.search}", bare, small, small)
 
 

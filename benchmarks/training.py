@@ -14,9 +14,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnxprune
 from onnxprune import CompressSettings
+from onnxprune.outputs import beside
 
 PROGRAM = str(Path(sys.executable).with_name("onnxprune"))
 
@@ -53,16 +55,20 @@ def given_and_extra() -> tuple[list[str], list[str]]:
     return words[:place], words[place + 1 :]
 
 
+def make(model: Path, small: Path, bare: Path, asked: CompressSettings, **given: Any) -> None:
+    """Compress a model, and write the bare cut of the same plan; what is there already is taken as it is."""
+    if not beside(small, "report").exists():  # it comes last
+        onnxprune.compress(model, small, asked, force=True, **given)
+    if not bare.exists():
+        onnxprune.apply(model, beside(small, "plan"), bare, verify_level="none")
+
+
 def line(arguments: argparse.Namespace, model: Path, target: str, search: str, extra: list[str]) -> str:
     """Compress, train and judge one model; what is there already is taken as it is."""
     name = f"{model.stem}.{target}.{search}"
     small, bare = arguments.run / f"{name}.onnx", arguments.run / f"{name}.cut.onnx"
     given = {"data": arguments.data, "preprocess": arguments.preprocess, "label_offset": arguments.label_offset}
-    asked = CompressSettings({"macs": target}, search=search, seed=arguments.seed)
-    if not small.with_name(f"{name}.report.json").exists():  # it comes last
-        onnxprune.compress(model, small, asked, force=True, **given)
-    if not bare.exists():
-        onnxprune.apply(model, small.with_name(f"{name}.plan.json"), bare, verify_level="none")
+    make(model, small, bare, CompressSettings({"macs": target}, search=search, seed=arguments.seed), **given)
     options = ["--epochs", str(arguments.epochs), "--seed", str(arguments.seed), *extra]
     named = [*options, "--teacher"] if arguments.teacher else options
     run = arguments.run / f"{name}{''.join(named).replace('--', '.').replace('/', '_')}.run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -230,6 +231,11 @@ def table(title: str, *columns: str) -> Table:
     for name in columns:
         made.add_column(name.strip(), justify="right" if name.startswith(" ") else "left", overflow="fold")
     return made
+
+
+def again(flag: str) -> str:
+    """Write the command that is running once more, with a flag at its end."""
+    return shlex.join(["onnxprune", *(word for word in sys.argv[1:] if word != flag), flag])
 
 
 def write_result(json_file: Path | None, content: Any) -> None:

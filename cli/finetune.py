@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,9 +177,9 @@ def train(
     try:
         report = finetuning.finetune(model, out, settings, progress=progress, **given)
     except KeyboardInterrupt as error:
-        again = shlex.join(["onnxprune", *(word for word in sys.argv[1:] if word != "--resume")])
+        again = display.again("--resume")
         raise InterruptedRunError(
-            f"interrupted; finished epochs are kept, and this goes on from there: {again} --resume"
+            f"interrupted; finished epochs are kept, and this goes on from there: {again}"
         ) from error
     finally:
         progress.close()

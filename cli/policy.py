@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -102,8 +100,7 @@ def train(
 def _how_to_go_on(output: Path, run: Path | None) -> str:
     """Say what is left of a training that was interrupted."""
     if run is not None:
-        given = [word for word in sys.argv[1:] if word != "--force"]
-        again = shlex.join(["onnxprune", *given, "--force"])
+        again = display.again("--force")
         return f"interrupted; what was judged is kept in {run}, and this comes to the same policy: {again}"
     if output.exists():
         return f"interrupted; {output} is the policy after the last round, to go on with by --policy under another -o"

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune.answers import is_float
-from onnxprune.weights import Array
-
-Numbers = npt.NDArray[np.float64]
+from onnxprune.weights import Array, Floats
 
 SMALLEST = 1e-12  # probability; smaller ones count as this where a logarithm must be taken of them
 STEADY = 1e-6  # share of an output's squared mean that its variance is taken for at least: rounding is no difference
@@ -44,27 +41,27 @@ def logits(rows: Array, from_probabilities: bool) -> Array:
     return np.log(np.clip(rows, SMALLEST, 1)) if from_probabilities else rows
 
 
-def _log_softmax(logits: Array) -> Numbers:
-    shifted: Numbers = logits.astype(np.float64)
+def _log_softmax(logits: Array) -> Floats:
+    shifted: Floats = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 
 
-def divergences(wanted: Array, found: Array) -> Numbers:
+def divergences(wanted: Array, found: Array) -> Floats:
     """Give the Kullback-Leibler divergence of every row, in nats: the sum of p (log p - log q).
 
     It is NaN where what is wanted is no distribution, infinite where what is found is none.
     """
     with np.errstate(invalid="ignore"):  # of infinite logits
         p, q = _log_softmax(wanted), _log_softmax(found)
-        rows: Numbers = np.where(p > -np.inf, np.exp(p) * (p - q), 0).sum(axis=1)
+        rows: Floats = np.where(p > -np.inf, np.exp(p) * (p - q), 0).sum(axis=1)
     rows[np.isnan(q).any(axis=1)] = np.inf
     rows[np.isnan(p).any(axis=1)] = np.nan
     return rows
 
 
-def variance(values: Sequence[Any]) -> Numbers:
+def variance(values: Sequence[Any]) -> Floats:
     """Give the variance of an output's numbers over all batches, in a shape that goes with the output; 1 for integers.
 
     Outputs of several axes may hold numbers of several kinds, such as boxes in pixels beside scores from 0 to 1, so
@@ -94,11 +91,11 @@ def _kinds(values: Sequence[Array]) -> int | None:
     return axis if all(v.ndim == len(shape) and v.shape[axis] == shape[axis] for v in values) else None
 
 
-def _variance(values: Sequence[Array], kept: tuple[int, ...]) -> Numbers:
+def _variance(values: Sequence[Array], kept: tuple[int, ...]) -> Floats:
     """Give the variance over all axes but those that are kept, with the others of size one; of finite numbers alone."""
     axes = tuple(axis for axis in range(values[0].ndim) if axis not in kept)
 
-    def added(numbers: Sequence[Array]) -> Numbers:
+    def added(numbers: Sequence[Array]) -> Floats:
         sums = [value.sum(axis=axes, dtype=np.float64, keepdims=bool(kept)) for value in numbers]
         return np.asarray(np.sum(sums, axis=0))
 
@@ -111,13 +108,13 @@ def _variance(values: Sequence[Array], kept: tuple[int, ...]) -> Numbers:
         return np.where(count > 0, np.maximum(np.maximum(squares / count, STEADY * mean**2), ZERO), np.nan)
 
 
-def deviations(wanted: Sequence[Any], found: Sequence[Any], variances: Sequence[Numbers]) -> Numbers:
+def deviations(wanted: Sequence[Any], found: Sequence[Any], variances: Sequence[Floats]) -> Floats:
     """Give the squared distance of every output for one batch, NaN where there is none."""
     outputs = zip(wanted, found, variances, strict=True)
     return np.array([np.nan if np.isnan(variance).all() else _deviation(a, b, variance) for a, b, variance in outputs])
 
 
-def _deviation(wanted: Array, found: object, variance: Numbers) -> float:
+def _deviation(wanted: Array, found: object, variance: Floats) -> float:
     if not isinstance(found, np.ndarray) or is_float(found) != is_float(wanted):
         return 1.0
     if _long_axes(found) != _long_axes(wanted):

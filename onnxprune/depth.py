@@ -57,7 +57,6 @@ class Depth:
         self.nodes: list[gs.Node] = list(channels.model.graph.nodes)
         self.outputs = {t.name for t in channels.model.graph.outputs}
         self.captured = {name for _, name in captured(channels.model)}
-        self._constant = constant_tensors(channels.model)
         names = [(key, axis) for key, axes in channels.axes.items() for axis in range(len(axes))]
         self._tensor_of_axis = [key if isinstance(key, str) else None for key, _ in names]
         self._size_of_axis = [channels.axes[key].shape[axis] for key, axis in names]
@@ -132,7 +131,7 @@ class Depth:
                     return None
                 constant.add(index)
                 known.update(names)
-        if known & self.outputs or not known.isdisjoint(self.captured):
+        if known & (self.outputs | self.captured):
             return None
         return Branches(frozenset(gone), frozenset(ends), frozenset(constant))
 
@@ -203,6 +202,10 @@ class Depth:
         places = [self._place.get(id(reader)) for tensor in node.outputs for reader in tensor.outputs]
         is_output = any(tensor.name in self.outputs or tensor.name in self.captured for tensor in node.outputs)
         return bool(places) and not is_output and all(place in idle for place in places)
+
+    @cached_property
+    def _constant(self) -> frozenset[str]:
+        return constant_tensors(self.channels.model)
 
     @cached_property
     def _place(self) -> dict[int, int]:

@@ -9,7 +9,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.channels import Channels
 from onnxprune.model import Model, copy_fields, read_graph
-from onnxprune.shapes import has_body
+from onnxprune.nodes import has_body
 from onnxprune.weights import Array
 
 

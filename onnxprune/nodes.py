@@ -15,6 +15,11 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
             yield attribute.g
 
 
+def has_body(node: NodeProto) -> bool:
+    """Tell whether a node has graphs inside, as If, Loop and Scan have."""
+    return next(bodies(node), None) is not None
+
+
 def every_node(graph: GraphProto) -> Iterator[NodeProto]:
     """Give the nodes of a graph and of the bodies inside it."""
     for node in graph.node:

@@ -25,6 +25,7 @@ from onnx import (
 )
 
 from onnxprune.errors import InputError
+from onnxprune.nodes import has_body
 from onnxprune.weights import Array, is_external
 
 Shape = tuple[int, ...]
@@ -52,11 +53,6 @@ def numbers(shape: Iterable[int]) -> int:
 def is_default_domain(domain: str | None) -> bool:
     """Tell whether a domain is that of the ONNX standard."""
     return domain in (None, "", "ai.onnx")
-
-
-def has_body(node: NodeProto) -> bool:
-    """Tell whether a node has graphs inside, as If, Loop and Scan have."""
-    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 
 
 def declared_shape(value: ValueInfoProto) -> list[int | str | None] | None:

@@ -22,6 +22,7 @@ from onnxprune.errors import InputError, VerifyError
 from onnxprune.linear import FLOAT_TYPES
 from onnxprune.metrics import Costs
 from onnxprune.model import analyse, check
+from onnxprune.ops.rule import Mask
 from onnxprune.plan import Plan, kept_atoms, whole
 from onnxprune.weights import Array, is_external, read
 from onnxprune.zeroing import bounded, hidden, zeroed
@@ -77,9 +78,10 @@ def verify_lossless(original: Channels, channels: Channels, plan: Plan, level: s
     model = original.model
     bound = {name: (2, *shape[1:]) for name, shape in model.bound.items()} if model.has_free_batch else model.bound
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for seed in range(3 if level == "full" else 1)]
-    taps = hidden(channels, kept_atoms(channels, plan))
-    expected = _reference(original, whole(original), feeds, False, taps)
-    answers = _reference(channels, plan, feeds, False, taps)
+    keep = kept_atoms(channels, plan)
+    taps = hidden(channels, keep)
+    expected = _reference(original, kept_atoms(original, whole(original)), feeds, False, taps)
+    answers = _reference(channels, keep, feeds, False, taps)
     worst = max(compare(*pair, bounded(original)) for pair in zip(expected, answers, strict=True))
     tolerance = HALF_TOLERANCE if any(t.data_type in HALF_TYPES for t in model.stored.values()) else TOLERANCE
     if worst > tolerance:
@@ -201,8 +203,9 @@ def _difference(
     channels: Channels, plan: Plan, cut: ModelProto, feeds: list[dict[str, Array]], optimize: bool
 ) -> float | None:
     """Give the largest difference to the zeroed original (None: it answers with nothing)."""
-    taps = hidden(channels, kept_atoms(channels, plan))
-    expected = _reference(channels, plan, feeds, optimize, taps)
+    keep = kept_atoms(channels, plan)
+    taps = hidden(channels, keep)
+    expected = _reference(channels, keep, feeds, optimize, taps)
     if not any(np.size(value) for answer in expected for value in answer):
         return None
     answers = _answers(channels, cut, feeds, optimize, taps)
@@ -233,10 +236,9 @@ def _answers(
 
 
 def _reference(
-    channels: Channels, plan: Plan, feeds: list[dict[str, Array]], optimize: bool, taps: Sequence[str]
+    channels: Channels, keep: Mask, feeds: list[dict[str, Array]], optimize: bool, taps: Sequence[str]
 ) -> list[list[Any]]:
     """Run the zeroed original; where zeroing everything is not finite, zero only what sums run over."""
-    keep = kept_atoms(channels, plan)
     answers: list[list[Any]] = []
     for only_contracted in (False, True):
         with tempfile.TemporaryDirectory() as folder:

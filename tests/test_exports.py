@@ -19,16 +19,11 @@ from onnxprune.depth import Depth
 from onnxprune.errors import VerifyError
 from onnxprune.model import analyse
 from onnxprune.ops.slicing import Gather, Split
-from onnxprune.plan import Plan
 from onnxprune.verify import verify
 
 
 def find(proto: ModelProto, **asked: tuple[int, ...]) -> Channels:
     return find_channels(analyse(proto, Path(), runtime.evaluate, asked))
-
-
-def halved(found: Channels) -> Plan:
-    return Plan(tuple(np.arange(0, group.width, 2) for group in found.groups))
 
 
 def drawn(*shape: int, seed: int = 3) -> dict[str, Array]:
@@ -78,7 +73,7 @@ def test_verification_looks_at_other_sizes_than_those_the_model_was_bound_to(
             node.set_integers("split", 1, [4, 3], since=13)
 
     found = find(build(), x=(1, 7, 8))
-    plan = halved(found)
+    plan = oracle.even_plan(found, 0.5)
     assert "equal" in verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
     monkeypatch.setattr(rule, "resize", fixed)
     with pytest.raises(VerifyError):
@@ -113,7 +108,7 @@ def classes() -> ModelProto:
 @pytest.mark.parametrize("level", ["fast", "full"])
 def test_verification_looks_behind_outputs_that_are_no_floats(level: str) -> None:
     found = find(classes())
-    plan = halved(found)
+    plan = oracle.even_plan(found, 0.5)
     cut = surgery.cut(found, plan, runtime.evaluate)
     assert "equal" in verify(found, plan, cut, level)["outputs"]
     weight = next(t for t in cut.graph.initializer if t.dims == [8, 3])
@@ -187,7 +182,7 @@ def test_sparse_weights_stay() -> None:
     )
     found = find(proto)
     assert [group.width for group in found.groups] == [20]
-    small = surgery.cut(found, halved(found), runtime.evaluate)
+    small = surgery.cut(found, oracle.even_plan(found, 0.5), runtime.evaluate)
     assert oracle.run_model(small, drawn(2, 8))[0].shape == (2, 4)
 
 
@@ -251,7 +246,7 @@ def test_what_onnx_minds_and_onnxruntime_does_not_is_cut() -> None:
         onnx.checker.check_model(proto)
     found = find(proto)
     assert sorted(oracle.widths(found)) == [4, 8]
-    plan = halved(found)
+    plan = oracle.even_plan(found, 0.5)
     small = surgery.cut(found, plan, runtime.evaluate)
     checks = verify(found, plan, small, "full")
     assert "equal" in checks["outputs"]

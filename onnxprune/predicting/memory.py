@@ -23,12 +23,12 @@ from onnxprune.metrics import Costs
 from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.predicting.device import Device
+from onnxprune.problem import Counts
 from onnxprune.profiling.process import Subject, write_feed
 from onnxprune.progress import Progress
 from onnxprune.surgery import cut
 from onnxprune.weights import Floats
 
-Counts = npt.NDArray[np.int64]
 SHARES = (1.0, 0.75, 0.5, 0.3, 0.15, 0.05)  # of all widths, of the cuts that are measured
 USES = 3  # runs whose memory is looked at
 PARTS = ("file_bytes", "activation_bytes")

@@ -182,12 +182,13 @@ class _Writer:
         call = Call(
             node.op_type, node.name, self.opsets.get(domain, 1), attributes, len(node.output), self.executor.training
         )
-        operands = [self._operand(name, position in found.sizes) for position, name in enumerate(node.input)]
-        if not any(map(_is_value, operands)):  # it follows from sizes alone
-            self._know(node.output[0], found.run(call, *operands).numpy())
-            return
+        operands: list[Any]
         if node.op_type in COUNTS and all(name in self.known for name in node.input):  # such as the number of a round
-            self._know(node.output[0], found.run(call, *(as_tensor(self.known[name]) for name in node.input)).numpy())
+            operands = [as_tensor(self.known[name]) for name in node.input]
+        else:
+            operands = [self._operand(name, position in found.sizes) for position, name in enumerate(node.input)]
+        if not any(map(_is_value, operands)):  # it follows from what is known alone
+            self._know(node.output[0], found.run(call, *operands).numpy())
             return
         result = self.graph.call_function(_bound(found, call, operands), tuple(filter(_is_value, operands)))
         for place, name in enumerate(node.output):
