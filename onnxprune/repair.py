@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto
 
+from onnxprune.batchnorm import estimate, stored_norms, restate
 from onnxprune.linear import by_group
 from onnxprune.moments import Fit, best_fit, new_sums
 from onnxprune.numbers import Numbers
@@ -48,13 +49,18 @@ class Repair:
         self.progress = progress or Quiet()
 
     def least_squares(self) -> ModelProto:
-        """Fit each layer to what it answered in the original."""
+        """Fit each layer to what it answered in the original; what BatchNormalization stores is restated."""
         first = self._first_changed()
-        for number, seat in enumerate(self.seats):
-            self.progress.step(number, len(self.seats))
-            if seat.node >= first:
-                self.walk.advance(seat.node)
-                self._fit(seat)
+        norms = set(stored_norms(self.numbers))
+        seats = {seat.node: seat for seat in self.seats}
+        for number, index in enumerate(sorted({*norms, *seats})):
+            self.progress.step(number, len(norms) + len(seats))
+            if index >= first:
+                self.walk.advance(index)
+                if index in norms:
+                    restate(index, self._arriving(index), self.numbers)
+                else:
+                    self._fit(seats[index])
         return self.numbers.proto
 
     def _first_changed(self) -> int:
@@ -67,37 +73,22 @@ class Repair:
 
     def match_moments(self) -> ModelProto:
         """Estimate BatchNormalization anew, and give every other layer's outputs the mean and spread they had."""
-        norms = dict(self._norms())
-        normalised = set(norms.values())
+        norms = set(stored_norms(self.numbers))
+        normalised = {self.numbers.proto.graph.node[index].input[0] for index in norms}
         seats = {seat.node: seat for seat in self.seats}
         for number, index in enumerate(sorted({*norms, *seats})):
             self.progress.step(number, len(norms) + len(seats))
             self.walk.advance(index)
             if index in norms:
-                self._estimate(index)
+                estimate(index, self._arriving(index), self.numbers)
             elif seats[index].reader.y not in normalised:
                 self._match(seats[index])
         return self.numbers.proto
 
-    def _norms(self) -> Iterator[tuple[int, str]]:
-        """List the BatchNormalization nodes whose mean and variance are stored, and what they read."""
-        for index, node in enumerate(self.numbers.proto.graph.node):
-            places = [(index, position) for position in (3, 4)]
-            if node.op_type == "BatchNormalization" and all(self.numbers.tensor(p) is not None for p in places):
-                yield index, node.input[0]
-
-    def _estimate(self, index: int) -> None:
-        """Set mean and variance of a BatchNormalization to what arrives."""
+    def _arriving(self, index: int) -> Iterator[Array]:
+        """Give what a node reads, batch by batch."""
         name = self.numbers.proto.graph.node[index].input[0]
-        rows, sums, squares = 0, np.zeros(1), np.zeros(1)
-        for batch in self.walk.taps([name]):
-            x = np.moveaxis(batch[name], 1, 0).reshape(batch[name].shape[1], -1).astype(np.float64)
-            rows, sums, squares = rows + x.shape[1], sums + x.sum(1), squares + (x**2).sum(1)
-        mean = sums / max(rows, 1)
-        for position, values in ((3, mean), (4, np.maximum(squares / max(rows, 1) - mean**2, 0))):
-            before = self.numbers.get((index, position))
-            assert before is not None
-            self.numbers.set((index, position), values.astype(before.dtype))
+        return (batch[name] for batch in self.walk.taps([name]))
 
     def _match(self, seat: Seat) -> None:
         """Scale and shift the outputs of a layer to the mean and spread they had."""

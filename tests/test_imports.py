@@ -36,7 +36,7 @@ LAYERS = (
     ("onnxprune.metrics", "onnxprune.data", "onnxprune.zeroing", "onnxprune.readers", "onnxprune.moments"),
     ("onnxprune.surgery", "onnxprune.constants", "onnxprune.images", "onnxprune.arrays", "onnxprune.walk"),
     ("onnxprune.plan", "onnxprune.linear", "onnxprune.quantized", "onnxprune.draft", "onnxprune.inputs"),
-    ("onnxprune.blocks",),
+    ("onnxprune.blocks", "onnxprune.batchnorm"),
     ("onnxprune.profiling",),
     ("onnxprune.depth", "onnxprune.runtime", "onnxprune.reporting", "onnxprune.numbers", "onnxprune.patches"),
     ("onnxprune.channels",),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -189,6 +190,44 @@ def test_batch_normalization_takes_the_mean_and_variance_of_what_arrives() -> No
     axes = (0, *range(2, arrives.ndim))
     np.testing.assert_allclose(numbers[norm.input[3]], arrives.mean(axes), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(numbers[norm.input[4]], arrives.var(axes), rtol=1e-3, atol=1e-3)
+
+
+def normalised_net(shared: bool) -> ModelProto:
+    """Three convolutions, each with BatchNormalization behind it; the last two share mean and variance, or do not."""
+    b, rng = Builder(), np.random.default_rng(5)
+    x = b.input("N", 3, 8, 8)
+    names: list[str] = []
+    for number in range(3):
+        x = b.conv(x, 3 if number == 0 else 8, 8, 3, 3, pads=[1] * 4)
+        scale, shift = b.store(rng.uniform(0.5, 2, 8)), b.store(rng.normal(size=8))
+        if number < 2 or not shared:
+            names = [b.store(rng.normal(size=8)), b.store(rng.uniform(0.2, 3, 8))]
+        x = b.relu(b.node("BatchNormalization", x, scale, shift, *names, epsilon=0.1))
+    return b.done(b.conv(x, 8, 5, 1, 1))
+
+
+@pytest.mark.parametrize("net", ["batch_norm", "batch_norm_of_rows", "own", "shared"])
+def test_training_begins_with_the_repaired_answers(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = NETS[net].build() if net in NETS else normalised_net(net == "shared")
+    channels = channels_of(model)
+    plan, data = some(channels), data_of(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = Repair(Original(channels, data), plan, smaller).least_squares()
+    everything, _ = next(data.batches(len(data)))
+    answers = runtime.Session(result).run(everything)[0]
+    assert np.abs(answers - runtime.Session(smaller).run(everything)[0]).max() > 0.1 * answers.std()
+
+    with monkeypatch.context() as changed:  # restating alone changes no answer
+        changed.setattr("onnxprune.repair.restate", lambda *_: None)
+        fitted = Repair(Original(channels, data), plan, smaller).least_squares()
+    np.testing.assert_allclose(runtime.Session(fitted).run(everything)[0], answers, atol=2e-3 * answers.std())
+
+    for node in result.graph.node:  # as PyTorch does in training: by mean and variance of the batch
+        if node.op_type == "BatchNormalization":
+            node.attribute.append(onnx.helper.make_attribute("training_mode", 1))
+            node.output.extend([f"{node.output[0]}_mean", f"{node.output[0]}_variance"])
+    trained = onnx.reference.ReferenceEvaluator(result).run(None, everything)[0]
+    np.testing.assert_allclose(trained, answers, atol=5e-3 * answers.std())
 
 
 def test_moment_matching_gives_outputs_the_mean_and_spread_they_had() -> None:
