@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.batchnorm import estimate, stored_norms, restate
+from onnxprune.batchnorm import estimate, restate, stored_norms
 from onnxprune.linear import by_group
 from onnxprune.moments import Fit, best_fit, new_sums
 from onnxprune.numbers import Numbers
