@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from onnxprune.components import Components
 from onnxprune.ops.rule import Balance
 from onnxprune.tying import Reason, Tying
-from onnxprune.weights import Ints, slice_norms
+from onnxprune.weights import Floats, Ints, slice_norms
 
 WHY = "groups must stay equally large, and some of it is held"
 DIGITS = 5  # of the ranks, so that the last bits of sums, which differ between machines, do not decide
@@ -61,7 +61,7 @@ def _hold_together(tying: Tying, components: Components) -> None:
             return
 
 
-def _ranks(tying: Tying, components: Components, balances: Sequence[Balance]) -> npt.NDArray[np.float64]:
+def _ranks(tying: Tying, components: Components, balances: Sequence[Balance]) -> Floats:
     """Rank components by the norms of what they have in the weights that are cut inside their groups."""
     rank = np.zeros(components.count)
     for balance in balances:
@@ -85,9 +85,7 @@ def _clusters(balances: Sequence[Balance], components: Components) -> list[list[
     return list(clusters.values())
 
 
-def _bundles(
-    cluster: Sequence[Balance], label: Ints, signature: npt.NDArray[np.uint64], rank: npt.NDArray[np.float64]
-) -> list[Ints]:
+def _bundles(cluster: Sequence[Balance], label: Ints, signature: npt.NDArray[np.uint64], rank: Floats) -> list[Ints]:
     """Share out the components of a cluster among bundles, each with as many in every block of each balance."""
     members = np.unique(np.concatenate([label[b.blocks].reshape(-1) for b in cluster]))
     rows, owner = _block_rows(cluster, label, members)

@@ -24,6 +24,7 @@ from onnxprune.ops.rule import Atoms, Axes, Balance, Key, View
 from onnxprune.ops.shuffle import Shuffle
 from onnxprune.regrouping import choose_carriers
 from onnxprune.tying import Aliases, Reason, Tying, view_of
+from onnxprune.weights import Ints
 
 FROZEN = -1
 FEW_GROUPS = 4  # of fewer whole groups there is no choice to speak of: the inside of each is cut
@@ -43,9 +44,9 @@ class Group:
     """
 
     name: str
-    channels: npt.NDArray[np.int64]
-    axes: npt.NDArray[np.int64]
-    multiplicity: npt.NDArray[np.int64]
+    channels: Ints
+    axes: Ints
+    multiplicity: Ints
     is_approximate: bool = False
 
     @property
@@ -80,10 +81,10 @@ class Channels:
     readers: dict[str, list[tuple[int, int]]]
     slots: dict[Key, Balance]
     averaged: dict[int, list[Atoms]]
-    channel_of: npt.NDArray[np.int64]
-    axis_of: npt.NDArray[np.int64]
+    channel_of: Ints
+    axis_of: Ints
     groups: tuple[Group, ...]
-    reason_of: npt.NDArray[np.int64]
+    reason_of: Ints
     reasons: tuple[Reason, ...]
 
     @property
@@ -219,7 +220,7 @@ def _touched(components: Components, axis_of: Atoms, atoms: Atoms) -> tuple[Atom
     return component, axis, multiplicity
 
 
-def _group(tying: Tying, components: Components, axis_of: Atoms) -> tuple[list[Group], npt.NDArray[np.int64]]:
+def _group(tying: Tying, components: Components, axis_of: Atoms) -> tuple[list[Group], Ints]:
     """Put components with the same signature together; returns the groups and the components that stand alone."""
     label = components.label
     atoms = np.flatnonzero(components.free())
@@ -255,7 +256,7 @@ def _group(tying: Tying, components: Components, axis_of: Atoms) -> tuple[list[G
     return groups, np.asarray(lonely, np.int64)
 
 
-def _mixed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def _mixed(values: Ints) -> npt.NDArray[np.uint64]:
     """Spread integers over 64 bits (splitmix64), so that sums of them tell multisets apart."""
     mixed = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.ops.rule import Atoms, Mask
 from onnxprune.tying import Tying
+from onnxprune.weights import Ints
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Components:
         reason: per component the index of the first reason why it is held, -1 where it is free.
     """
 
-    label: npt.NDArray[np.int64]
-    reason: npt.NDArray[np.int64]
+    label: Ints
+    reason: Ints
 
     @classmethod
     def of(cls, tying: Tying) -> Components:
@@ -51,7 +51,7 @@ class Components:
         """Tell which atoms are free."""
         return self.reason[self.label] < 0
 
-    def clusters(self, touched: Sequence[Atoms]) -> npt.NDArray[np.int64]:
+    def clusters(self, touched: Sequence[Atoms]) -> Ints:
         """Number sets of atoms so that those which share components, directly or through others, get one number."""
         labels = [np.unique(self.label[atoms]) for atoms in touched]
         rows = np.repeat(np.arange(len(labels)), [len(found) for found in labels])
@@ -60,7 +60,7 @@ class Components:
         return number[: len(labels)]
 
 
-def _connected(left: Atoms, right: Atoms, total: int) -> tuple[int, npt.NDArray[np.int64]]:
+def _connected(left: Atoms, right: Atoms, total: int) -> tuple[int, Ints]:
     """Connect numbers below `total` pair by pair; returns how many components that makes, and the one of each."""
     graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(total, total))
     count, number = connected_components(graph, directed=False)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune.channels import Channels, Group
@@ -24,6 +23,7 @@ from onnxprune.ops.normalization import BatchNormalization
 from onnxprune.ops.rule import Mask
 from onnxprune.shapes import is_default_domain
 from onnxprune.tying import captured, constant_tensors
+from onnxprune.weights import Ints
 
 JOINS = frozenset({"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"})
 ENDS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -82,11 +82,11 @@ class Depth:
                 ends |= branches.ends
         return found
 
-    def closed(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def closed(self, counts: Ints) -> Ints:
         """Set the groups to 0 that nobody reads, given those that are 0."""
         return np.where(self.unread(counts), 0, counts)
 
-    def unread(self, counts: npt.NDArray[np.int64]) -> Mask:
+    def unread(self, counts: Ints) -> Mask:
         """Tell which groups nobody reads, given those that are 0."""
         result = np.zeros(len(counts), bool)
         for position, along in self.takes_along.items():

@@ -20,6 +20,7 @@ from onnxprune.errors import InputError
 from onnxprune.files import aside, is_same
 from onnxprune.picture import TIMES, Picture, Row, clean, end_of, start_of
 from onnxprune.stages import Stages
+from onnxprune.weights import Floats
 
 GOLDEN = 137.508  # degrees from one colour to the next
 MARGIN, WIDE, RIGHT, PAGE = 70, 430, 620, 1200  # pixels: left of the blocks, of a block, left of the groups, in all
@@ -123,7 +124,7 @@ def _network(picture: Picture) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _row(row: Row, y: float, block_y: npt.NDArray[np.float64]) -> str:
+def _row(row: Row, y: float, block_y: Floats) -> str:
     name, start, end = clean(row.name), MARGIN + WIDE, RIGHT - 4
     middle = (start + end) // 2
     ways = (

@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune.channels import Group
 from onnxprune.ops.rule import Mask
 from onnxprune.readers import Reader
 from onnxprune.statistics import Statistics
-from onnxprune.weights import Array, Floats
-
-Indices = npt.NDArray[np.int64]
+from onnxprune.weights import Array, Floats, Ints
 
 STEPS = 64  # a wide group loses several channels at once, in about this many steps
 HELD_BYTES = 2_000_000_000  # of inverse covariances that are held for the next group
@@ -36,12 +33,12 @@ class Consumer:
         blocks: per channel that it reads, which numbers are its own, (channels, numbers each).
     """
 
-    channels: Indices
+    channels: Ints
     inverse: Floats
     weight: Floats
-    blocks: Indices
+    blocks: Ints
 
-    def losses(self, channels: Indices) -> Floats:
+    def losses(self, channels: Ints) -> Floats:
         """Give for each of some channels the error that is left once it is gone and the others stand in for it."""
         is_read, at = self._at(channels)
         rows = self.weight[at]
@@ -50,13 +47,13 @@ class Consumer:
         found[is_read] = np.einsum("cno,cno->c", rows, solved)
         return found
 
-    def _at(self, channels: Indices) -> tuple[Mask, Indices]:
+    def _at(self, channels: Ints) -> tuple[Mask, Ints]:
         """Tell which channels it reads, and which numbers are theirs (channels read, numbers each)."""
         place = np.searchsorted(self.channels, channels)
         is_read = self.channels[np.minimum(place, len(self.channels) - 1)] == channels
         return is_read, self.blocks[place[is_read]]
 
-    def remove(self, channels: Indices) -> float:
+    def remove(self, channels: Ints) -> float:
         """Take channels away and let the others stand in for them; returns the error that this adds."""
         at = self._at(channels)[1].reshape(-1)
         if not len(at):
@@ -138,7 +135,7 @@ class Curves:
         return self._inverses[key]
 
 
-def _consumer(inverse: Floats, weight: Array, owner: Indices) -> Consumer:
+def _consumer(inverse: Floats, weight: Array, owner: Ints) -> Consumer:
     """Sort numbers by the channel they belong to; channels with fewer of them than others get empty ones."""
     channels, owner = np.unique(owner, return_inverse=True)
     counts = np.bincount(owner)
@@ -156,7 +153,7 @@ def _consumer(inverse: Floats, weight: Array, owner: Indices) -> Consumer:
     return Consumer(channels, padded, weights, blocks)
 
 
-def eliminate(consumers: Sequence[Consumer], width: int) -> tuple[Indices, Floats]:
+def eliminate(consumers: Sequence[Consumer], width: int) -> tuple[Ints, Floats]:
     """Take all channels of a group away, those first that the others stand in for best.
 
     Returns:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune.channels import Channels
 from onnxprune.depth import Depth
 from onnxprune.errors import InputError
 from onnxprune.files import read_json
 from onnxprune.ops.rule import Key, Mask
+from onnxprune.weights import Ints
 
 FORMAT = "onnxprune.plan/1"
 
@@ -27,10 +27,10 @@ class Plan:
         kept: per group the positions of the channels that stay, in ascending order.
     """
 
-    kept: tuple[npt.NDArray[np.int64], ...]
+    kept: tuple[Ints, ...]
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
+    def counts(self) -> Ints:
         """Channels kept per group."""
         return np.asarray([len(positions) for positions in self.kept], np.int64)
 
@@ -182,7 +182,7 @@ def _check_empty(channels: Channels, plan: Plan) -> None:
         raise InputError(f"the plan keeps nothing of group {name!r}, which something else needs")
 
 
-def _positions(entry: Any, name: str, width: int) -> npt.NDArray[np.int64]:
+def _positions(entry: Any, name: str, width: int) -> Ints:
     if not isinstance(entry, dict) or entry.get("name") != name or entry.get("width") != width:
         raise InputError(f"the plan does not match the model at group {name!r} of {width} channels")
     kept = entry.get("kept")

@@ -18,7 +18,7 @@ from onnxprune.lossless import Lossless, nothing_lossless
 from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
 from onnxprune.targets import OPTIONS, Target
-from onnxprune.weights import Floats
+from onnxprune.weights import Floats, Ints
 
 Counts = npt.NDArray[np.int64]
 
@@ -226,7 +226,7 @@ class Problem:
             counts = grown
         return counts
 
-    def _grow(self, counts: Counts, order: npt.NDArray[np.int64], steps: Counts) -> Counts | None:
+    def _grow(self, counts: Counts, order: Ints, steps: Counts) -> Counts | None:
         """Add one step to as many groups as the targets allow, in the order given (None: no step fits)."""
         for start in range(0, len(order), ROWS):
             groups = order[start : start + ROWS]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto
 
 from onnxprune.channels import Channels
@@ -14,9 +13,7 @@ from onnxprune.moments import Fit
 from onnxprune.numbers import Numbers, Place
 from onnxprune.ops.rule import Mask
 from onnxprune.readers import Reader
-from onnxprune.weights import Array, Floats
-
-Indices = npt.NDArray[np.int64]
+from onnxprune.weights import Array, Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ class Seat:
 
     reader: Reader
     node: int
-    groups: Indices
-    inputs: Indices
-    outputs: Indices
+    groups: Ints
+    inputs: Ints
+    outputs: Ints
     bias: Place | None
 
     @property

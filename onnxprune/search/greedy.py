@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Counts, Problem, by_kind
 from onnxprune.search import Progress, SearchSettings
-from onnxprune.weights import Floats
+from onnxprune.weights import Floats, Ints
 
 PROBE = 0.5  # of a group that is cut to measure what its errors mean for the answers
 POWERS = (0.5, 1.0)  # how far these measures are trusted
@@ -161,7 +160,7 @@ def descend(problem: Problem, scale: Floats | None = None) -> Counts:
     return counts
 
 
-def _steps_down(problem: Problem, counts: Counts) -> tuple[npt.NDArray[np.int64], Counts]:
+def _steps_down(problem: Problem, counts: Counts) -> tuple[Ints, Counts]:
     """List what may leave next; of what falls in stairs, such as latency, several steps of a group at once, too."""
     groups, rows = _steps(problem, counts, problem.steps, up=False)
     for several in range(2, 1 + (AHEAD if problem.is_predicted else 1)):
@@ -176,7 +175,7 @@ def _cheapest(error: Floats, saved: Floats) -> int:
     return int(np.argmin(ratio)) if np.isfinite(ratio).any() else int(np.argmin(error))
 
 
-def _steps(problem: Problem, counts: Counts, steps: Counts, up: bool) -> tuple[npt.NDArray[np.int64], Counts]:
+def _steps(problem: Problem, counts: Counts, steps: Counts, up: bool) -> tuple[Ints, Counts]:
     """List the plans that differ from one in a single group, by a step to its next width: (groups), (plans, groups)."""
     moved = (counts // steps + 1) * steps if up else (-(-counts // steps) - 1) * steps
     moved = np.clip(moved, problem.least, problem.most)
