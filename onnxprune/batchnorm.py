@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from onnx import helper
 
-from onnxprune.numbers import Numbers
-from onnxprune.weights import Array
+from onnxprune.numbers import Numbers, Place
+from onnxprune.weights import Array, Floats
 
 SCALE, SHIFT, MEAN, VARIANCE = 1, 2, 3, 4  # inputs
 EPSILON = 1e-5  # where a node does not say it
@@ -30,13 +30,9 @@ def estimate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
         batches: what it reads, (samples, channels, ...).
         numbers: where they are stored.
     """
-    rows, sums, squares = 0, np.zeros(1), np.zeros(1)
-    for batch in batches:
-        x = np.moveaxis(batch, 1, 0).reshape(batch.shape[1], -1).astype(np.float64)
-        rows, sums, squares = rows + x.shape[1], sums + x.sum(1), squares + (x**2).sum(1)
-    mean = sums / max(rows, 1)
-    _replace((index, MEAN), mean, numbers)
-    _replace((index, VARIANCE), np.maximum(squares / max(rows, 1) - mean**2, 0), numbers)
+    for position, values in zip((MEAN, VARIANCE), _moments(batches), strict=True):
+        place = (index, position)
+        numbers.set(place, values.astype(_stored(place, numbers).dtype))
 
 
 def restate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
@@ -49,23 +45,32 @@ def restate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
     places = [(index, position) for position in (SCALE, SHIFT, MEAN, VARIANCE)]
     if attributes.get("training_mode", 0) or any(numbers.tensor(place) is None for place in places):
         return
-    scale, shift, mean, variance = (_floats(place, numbers) for place in places)
-    estimate(index, batches, numbers)
-    new_mean, new_variance = (_floats(place, numbers) for place in places[2:])
-    epsilon = attributes.get("epsilon", EPSILON)
-    gain = scale / np.sqrt(variance + epsilon)
-    _replace((index, SCALE), gain * np.sqrt(new_variance + epsilon), numbers)
-    _replace((index, SHIFT), shift + gain * (new_mean - mean), numbers)
+    before = [_stored(place, numbers) for place in places]
+    scale, shift, mean, variance = (values.astype(np.float64) for values in before)
+    with np.errstate(over="ignore"):  # half precision may not hold them
+        moments = [values.astype(old.dtype) for values, old in zip(_moments(batches), before[2:], strict=True)]
+        new_mean, new_variance = (values.astype(np.float64) for values in moments)  # as they can be stored
+        epsilon = attributes.get("epsilon", EPSILON)
+        gain = scale / np.sqrt(variance + epsilon)
+        new_scale = (gain * np.sqrt(new_variance + epsilon)).astype(before[0].dtype)
+        new_shift = (shift + gain * (new_mean - mean)).astype(before[1].dtype)
+    after = (new_scale, new_shift, *moments)
+    if all(np.isfinite(values).all() for values in after):
+        for place, values in zip(places, after, strict=True):
+            numbers.set(place, values)
 
 
-def _floats(place: tuple[int, int], numbers: Numbers) -> Array:
+def _moments(batches: Iterable[Array]) -> tuple[Floats, Floats]:
+    """Give mean and variance of each channel."""
+    rows, sums, squares = 0, np.zeros(1), np.zeros(1)
+    for batch in batches:
+        x = np.moveaxis(batch, 1, 0).reshape(batch.shape[1], -1).astype(np.float64)
+        rows, sums, squares = rows + x.shape[1], sums + x.sum(1), squares + (x**2).sum(1)
+    mean = sums / max(rows, 1)
+    return mean, np.maximum(squares / max(rows, 1) - mean**2, 0)
+
+
+def _stored(place: Place, numbers: Numbers) -> Array:
     values = numbers.get(place)
     assert values is not None
-    return values.astype(np.float64)
-
-
-def _replace(place: tuple[int, int], values: Array, numbers: Numbers) -> None:
-    """Store other numbers in the type of those before."""
-    before = numbers.get(place)
-    assert before is not None
-    numbers.set(place, values.astype(before.dtype))
+    return values

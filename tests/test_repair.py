@@ -245,15 +245,40 @@ def test_moment_matching_gives_outputs_the_mean_and_spread_they_had() -> None:
         np.testing.assert_allclose(found, wanted, rtol=0.02, atol=0.02 * answers[0].std())
 
 
-def test_half_precision_weights_are_fitted_in_single_and_stored_in_half() -> None:
-    model = residual_net()
+def in_half(model: ModelProto) -> ModelProto:
+    """Bring all numbers of a model to half precision."""
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32:
             tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    channels = channels_of(model)
+    return model
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_variance_that_half_precision_cannot_hold_leaves_batch_normalization_as_it_is() -> None:
+    model = normalised_net(shared=False)
+    last = [node for node in model.graph.node if node.op_type == "Conv"][2]
+    for tensor in model.graph.initializer:
+        if tensor.name == last.input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(1000 * numpy_helper.to_array(tensor), tensor.name))
+    channels = channels_of(in_half(model))
+    plan, data = some(channels), data_of(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = Repair(Original(channels, data), plan, smaller).least_squares()
+    before, after = stored(smaller), stored(result)
+    assert all(np.isfinite(values).all() for values in after.values() if values.dtype.kind == "f")
+    same = [all(np.array_equal(before[n], after[n]) for n in node.input[1:]) for node in norms_of(result)]
+    assert same == [False, False, True]
+
+
+def norms_of(model: ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+
+
+def test_half_precision_weights_are_fitted_in_single_and_stored_in_half() -> None:
+    channels = channels_of(in_half(residual_net()))
     plan = some(channels)
     smaller = cut(channels, plan, runtime.evaluate)
     result = Repair(Original(channels, data_of(channels)), plan, smaller).least_squares()
