@@ -15,11 +15,39 @@ EPSILON = 1e-5  # where a node does not say it
 
 
 def stored_norms(numbers: Numbers) -> Iterator[int]:
-    """List the BatchNormalization nodes whose mean and variance are stored."""
+    """List the BatchNormalization nodes whose mean and variance are stored, one for each channel."""
     for index, node in enumerate(numbers.proto.graph.node):
-        places = [(index, position) for position in (MEAN, VARIANCE)]
-        if node.op_type == "BatchNormalization" and all(numbers.tensor(place) is not None for place in places):
-            yield index
+        if node.op_type == "BatchNormalization":
+            stored = [numbers.tensor((index, position)) for position in (MEAN, VARIANCE)]
+            if all(tensor is not None and len(tensor.dims) == 1 for tensor in stored):  # more axes: spatial=0
+                yield index
+
+
+class ChannelMoments:
+    """Mean and variance of each channel, from one batch after the other.
+
+    Attributes:
+        mean: (channels,).
+    """
+
+    def __init__(self) -> None:
+        self.mean: Floats = np.zeros(1)
+        self._spread: Floats = np.zeros(1)  # sum of the squared distances from the mean
+        self._count = 0
+
+    def add(self, batch: Array) -> None:
+        """Take in a batch (samples, channels, ...)."""
+        rows = np.moveaxis(batch, 1, 0).reshape(batch.shape[1], -1).astype(np.float64)
+        size = rows.shape[1]
+        total, apart = self._count + size, rows.mean(axis=1) - self.mean
+        self.mean = self.mean + apart * (size / total)
+        self._spread = self._spread + rows.var(axis=1) * size + apart**2 * (self._count * size / total)
+        self._count = total
+
+    @property
+    def variance(self) -> Floats:
+        """Give the variance, (channels,)."""
+        return self._spread / max(self._count, 1)
 
 
 def estimate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
@@ -41,9 +69,11 @@ def restate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
     Training normalises by what arrives. Where the numbers stored are those of another model, its first step starts from
     another function than the one that is stored, and what a repair has won is lost.
     """
-    attributes = {a.name: helper.get_attribute_value(a) for a in numbers.proto.graph.node[index].attribute}
+    node = numbers.proto.graph.node[index]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     places = [(index, position) for position in (SCALE, SHIFT, MEAN, VARIANCE)]
-    if attributes.get("training_mode", 0) or any(numbers.tensor(place) is None for place in places):
+    trains = attributes.get("training_mode", 0) or any(node.output[1:])
+    if trains or any(numbers.tensor(place) is None for place in places):
         return
     before = [_stored(place, numbers) for place in places]
     scale, shift, mean, variance = (values.astype(np.float64) for values in before)
@@ -61,13 +91,10 @@ def restate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
 
 
 def _moments(batches: Iterable[Array]) -> tuple[Floats, Floats]:
-    """Give mean and variance of each channel."""
-    rows, sums, squares = 0, np.zeros(1), np.zeros(1)
+    found = ChannelMoments()
     for batch in batches:
-        x = np.moveaxis(batch, 1, 0).reshape(batch.shape[1], -1).astype(np.float64)
-        rows, sums, squares = rows + x.shape[1], sums + x.sum(1), squares + (x**2).sum(1)
-    mean = sums / max(rows, 1)
-    return mean, np.maximum(squares / max(rows, 1) - mean**2, 0)
+        found.add(batch)
+    return found.mean, found.variance
 
 
 def _stored(place: Place, numbers: Numbers) -> Array:

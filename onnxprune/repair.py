@@ -50,18 +50,22 @@ class Repair:
 
     def least_squares(self) -> ModelProto:
         """Fit each layer to what it answered in the original; what BatchNormalization stores is restated."""
-        first = self._first_changed()
-        norms = set(stored_norms(self.numbers))
-        seats = {seat.node: seat for seat in self.seats}
-        for number, index in enumerate(sorted({*norms, *seats})):
-            self.progress.step(number, len(norms) + len(seats))
+        for index, seat in self._stops(self._first_changed()):
+            if seat is None:
+                restate(index, self._arriving(index), self.numbers)
+            else:
+                self._fit(seat)
+        return self.numbers.proto
+
+    def _stops(self, first: int = 0) -> Iterator[tuple[int, Seat | None]]:
+        """Walk from layer to layer, and to each BatchNormalization (None), in the order of the graph."""
+        stops: dict[int, Seat | None] = dict.fromkeys(stored_norms(self.numbers))
+        stops.update((seat.node, seat) for seat in self.seats)
+        for number, index in enumerate(sorted(stops)):
+            self.progress.step(number, len(stops))
             if index >= first:
                 self.walk.advance(index)
-                if index in norms:
-                    restate(index, self._arriving(index), self.numbers)
-                else:
-                    self._fit(seats[index])
-        return self.numbers.proto
+                yield index, stops[index]
 
     def _first_changed(self) -> int:
         """Find the first node that reads less than it did; what comes before answers as before."""
@@ -73,16 +77,13 @@ class Repair:
 
     def match_moments(self) -> ModelProto:
         """Estimate BatchNormalization anew, and give every other layer's outputs the mean and spread they had."""
-        norms = set(stored_norms(self.numbers))
-        normalised = {self.numbers.proto.graph.node[index].input[0] for index in norms}
-        seats = {seat.node: seat for seat in self.seats}
-        for number, index in enumerate(sorted({*norms, *seats})):
-            self.progress.step(number, len(norms) + len(seats))
-            self.walk.advance(index)
-            if index in norms:
+        nodes = self.numbers.proto.graph.node
+        normalised = {nodes[index].input[0] for index in stored_norms(self.numbers)}
+        for index, seat in self._stops():
+            if seat is None:
                 estimate(index, self._arriving(index), self.numbers)
-            elif seats[index].reader.y not in normalised:
-                self._match(seats[index])
+            elif seat.reader.y not in normalised:
+                self._match(seat)
         return self.numbers.proto
 
     def _arriving(self, index: int) -> Iterator[Array]:

@@ -230,6 +230,21 @@ def test_training_begins_with_the_repaired_answers(net: str, monkeypatch: pytest
     np.testing.assert_allclose(trained, answers, atol=5e-3 * answers.std())
 
 
+@pytest.mark.parametrize("kind", ["least_squares", "bn"])
+def test_statistics_of_each_pixel_stay_and_what_is_before_them_is_repaired(kind: str) -> None:
+    b, rng = Builder(opset=8, ir_version=3), np.random.default_rng(0)
+    x = b.conv(b.relu(b.conv(b.input("N", 3, 6, 6), 3, 8, 3, 3, pads=[1] * 4)), 8, 4, 3, 3, pads=[1] * 4)
+    each = [b.store(rng.uniform(0.5, 2, (4, 6, 6)).astype(np.float32)) for _ in range(4)]
+    channels = channels_of(b.done(b.conv(b.node("BatchNormalization", x, *each, spatial=0), 4, 5, 1, 1)))
+    plan = some(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = repaired(Original(channels, data_of(channels)), plan, smaller, kind)
+    before, after = stored(smaller), stored(result)
+    assert all(np.array_equal(before[name], after[name]) for name in each)
+    judge = judge_on(channels, data_of(channels, seed=1), 0)
+    assert (judge.judge(result).distance or 0) < (judge.judge(smaller).distance or 0)
+
+
 def test_moment_matching_gives_outputs_the_mean_and_spread_they_had() -> None:
     channels = channels_of(residual_net())
     plan = some(channels, 0.7)

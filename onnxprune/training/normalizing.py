@@ -19,6 +19,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune import runtime
+from onnxprune.batchnorm import ChannelMoments
 from onnxprune.linear import by_group
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
@@ -188,18 +189,8 @@ def _moments(
 ) -> dict[str, tuple[Floats, Floats]]:
     """Measure mean and variance per channel of some tensors."""
     session = runtime.open_with(proto, names, folder)
-    count = dict.fromkeys(names, 0)
-    means: dict[str, Floats] = {}
-    spreads: dict[str, Floats] = {}
+    found = {name: ChannelMoments() for name in names}
     for feed in feeds:
         for name, values in zip(names, session.run(feed, names), strict=True):
-            rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
-            mean, spread, size = rows.mean(axis=1), rows.var(axis=1) * rows.shape[1], rows.shape[1]
-            if name not in means:
-                means[name], spreads[name], count[name] = mean, spread, size
-                continue
-            total, apart = count[name] + size, mean - means[name]
-            means[name] = means[name] + apart * (size / total)
-            spreads[name] = spreads[name] + spread + apart**2 * (count[name] * size / total)
-            count[name] = total
-    return {name: (means[name], spreads[name] / count[name]) for name in names}
+            found[name].add(values)
+    return {name: (moments.mean, moments.variance) for name, moments in found.items()}
