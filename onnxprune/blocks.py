@@ -35,7 +35,7 @@ RULES_OF = {
     "recurrent": ("Recurrent",),
     "add": ("Sum", "QLinearAdd"),
     "mul": ("Product",),
-    "elementwise": ("Elementwise", "CastLike", "Dropout", "MicrosoftGelu", "QLinearLeakyRelu"),
+    "elementwise": ("Elementwise", "Cast", "Dropout", "MicrosoftGelu", "QLinearLeakyRelu"),
     "norm": (
         *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization"),
         *("LpNormalization", "MeanVarianceNormalization", "SkipLayerNormalization"),

@@ -15,7 +15,7 @@ from onnxprune.channels import Channels
 from onnxprune.errors import InputError
 from onnxprune.linear import FLOAT_TYPES, LINEAR, Linear, linear, stored_values
 from onnxprune.ops import rule_for
-from onnxprune.ops.elementwise import CastLike, Dropout, Elementwise
+from onnxprune.ops.elementwise import Cast, Dropout, Elementwise
 from onnxprune.ops.layout import Expand, Flatten, Reshape, Squeeze, Transpose, Unsqueeze
 from onnxprune.ops.normalization import BatchNormalization
 from onnxprune.ops.pooling import Pool, Resize
@@ -26,7 +26,7 @@ from onnxprune.ops.slicing import Concat, Gather, Pad, Slice, Split
 from onnxprune.shapes import Run, is_default_domain, run_alone
 from onnxprune.weights import Array, Floats
 
-POINTWISE = (Elementwise, CastLike, Dropout)
+POINTWISE = (Elementwise, Cast, Dropout)
 MOVES = (Concat, Expand, Flatten, Gather, Pad, Reshape, Slice, Split, Squeeze, Transpose, Unsqueeze)
 
 KEEPS_VALUE = frozenset(

@@ -96,7 +96,7 @@ def find_readers(channels: Channels) -> list[Reader]:
         if layer is None or readings[_root(channels, node.inputs[1].name)] > 1:
             continue
         x, y = node.inputs[0].name, node.outputs[0].name
-        if x in channels.model.stored or layer.bias is None or not layer.scale or not layer.beta:
+        if x in channels.model.stored or layer.bias is None or not layer.scale:
             continue
         if not _has_whole_rows(channels, layer):
             continue
@@ -134,7 +134,7 @@ def find_landing(channels: Channels, layer: Linear) -> Landing:
     node = graph.nodes[layer.index]
     at = layer.index
     bias: Place | None = None
-    if node.op != "MatMul" and len(node.inputs) > 2 and node.inputs[2].name:
+    if node.op != "MatMul" and len(node.inputs) > 2 and node.inputs[2].name and layer.beta:
         bias = (layer.index, 2)
     elif node.op == "MatMul":
         bias = bias_place(channels, layer.index)

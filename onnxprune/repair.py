@@ -78,11 +78,12 @@ class Repair:
     def match_moments(self) -> ModelProto:
         """Estimate BatchNormalization anew, and give every other layer's outputs the mean and spread they had."""
         nodes = self.numbers.proto.graph.node
-        normalised = {nodes[index].input[0] for index in stored_norms(self.numbers)}
+        norms = set(stored_norms(self.numbers))
+        normalised = {nodes[index].input[0] for index in norms}
         for index, seat in self._stops():
             if seat is None:
                 estimate(index, self._arriving(index), self.numbers)
-            elif seat.reader.y not in normalised:
+            elif seat.reader.y not in normalised and (seat.bias is None or seat.bias[0] not in norms):
                 self._match(seat)
         return self.numbers.proto
 

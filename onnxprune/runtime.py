@@ -180,6 +180,9 @@ def open_with(
 ) -> Session:
     """Load a model so that more of its tensors can be asked for, after its own outputs.
 
+    onnxruntime's optimiser loses the output of a convolution that is asked for, where another convolution of the same
+    input is fused away; such a graph runs as written.
+
     Args:
         model: gets further outputs for as long as this takes, so that no weights are copied.
         names: of the tensors; outputs among them stay where they are.
@@ -194,7 +197,12 @@ def open_with(
     own, known = len(outputs), {value.name for value in outputs}
     outputs.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
     try:
-        return Session(model, folder=folder, threads=threads, optimize=optimize)
+        try:
+            return Session(model, folder=folder, threads=threads, optimize=optimize)
+        except InputError:
+            if not optimize:
+                raise
+            return Session(model, folder=folder, threads=threads, optimize=False)
     finally:
         del outputs[own:]
 

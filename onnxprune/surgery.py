@@ -243,7 +243,7 @@ class _Cut(Draft):
             return
         if name in self.model.stored and len(inputs[position].outputs) == 1 and name not in self.outputs:
             self.replaced[name] = wanted
-        elif name in self.varying and now.shape == wanted.shape and now.dtype.kind in "if" and now[now != wanted].all():
+        elif name in self.varying and now.shape == wanted.shape and now.dtype.kind in "if":
             self._scale(index, position, wanted, now)
         else:
             self._connect(index, position, self._constant(name, wanted))
@@ -261,11 +261,17 @@ class _Cut(Draft):
         return varying
 
     def _scale(self, index: int, position: int, wanted: Array, now: Array) -> None:
-        """Multiply the sizes a node is given by `wanted` / `now`, so that free ones and their products stay free."""
+        """Multiply the sizes a node is given by `wanted` / `now`, so that free ones and their products stay free.
+
+        Sizes that became zero (half of one channel) are given what they lack.
+        """
         tensor = self.nodes[index].inputs[position]
-        same = wanted == now
-        for op, factor in (("Mul", wanted), ("Div", now)):
-            constant = self._constant(tensor.name, np.where(same, 1, factor).astype(now.dtype))
+        scales, lacks = (now != wanted) & (now != 0), (now != wanted) & (now == 0)
+        changes = [("Mul", np.where(scales, wanted, 1)), ("Div", np.where(scales, now, 1))] if scales.any() else []
+        if lacks.any():
+            changes.append(("Add", np.where(lacks, wanted, 0)))
+        for op, operand in changes:
+            constant = self._constant(tensor.name, operand.astype(now.dtype))
             result = gs.Variable(f"{constant.name}_{op}")
             node = gs.Node(op, name=result.name, inputs=[tensor, constant], outputs=[result])
             self.graph.nodes.insert(self._place(self.nodes[index]), node)

@@ -245,6 +245,44 @@ def test_statistics_of_each_pixel_stay_and_what_is_before_them_is_repaired(kind:
     assert (judge.judge(result).distance or 0) < (judge.judge(smaller).distance or 0)
 
 
+@pytest.mark.parametrize("is_added", [False, True])
+def test_a_mean_is_made_up_for_once_where_a_bias_lies_between_a_convolution_and_its_norm(is_added: bool) -> None:
+    b = Builder()
+    x = b.conv(b.stem(8), 8, 6, 3, 3, bias=False)
+    if is_added:
+        x = b.node("Add", x, b.store(np.zeros((6, 1, 1))))
+    proto = b.done(b.norm(x, 6))
+    channels = channels_of(proto)
+    data = data_of(channels, 128)
+    feed = next(feed for feed, _ in data.batches(128))
+    arrives = runtime.open_with(proto, [x], Path()).run(feed, [x])[0]
+    for tensor, values in zip(
+        proto.graph.initializer[-2:], (arrives.mean((0, 2, 3)), arrives.var((0, 2, 3))), strict=True
+    ):
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    channels = channels_of(proto)
+    plan = some(channels)
+    result = Repair(Original(channels, data), plan, cut(channels, plan, runtime.evaluate)).match_moments()
+    wanted, got = (runtime.Session(model).run(feed)[0].mean((0, 2, 3)) for model in (proto, result))
+    np.testing.assert_allclose(got, wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_product_is_fitted_again_whatever_its_bias_counts(beta: float) -> None:
+    b = Builder()
+    twice = np.repeat(b.rng.standard_normal((4, 6)), 2, axis=0)  # each channel is there twice
+    x = b.relu(b.node("Gemm", b.input("N", 6), b.store(twice), b.store(np.zeros(8)), transB=1))
+    channels = channels_of(b.done(b.node("Gemm", x, b.weight(4, 8), b.positive(4), transB=1, beta=beta), rank=2))
+    plan = Plan((np.arange(0, 8, 2),))
+    data = data_of(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = repaired(Original(channels, data), plan, smaller, "least_squares")
+    feed = example_inputs(channels.model.proto.graph, {"x": (32, 6)}, 9)
+    wanted, lost, got = (runtime.Session(m).run(feed)[0] for m in (channels.model.proto, smaller, result))
+    assert np.abs(lost - wanted).max() > 0.1
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
 def test_moment_matching_gives_outputs_the_mean_and_spread_they_had() -> None:
     channels = channels_of(residual_net())
     plan = some(channels, 0.7)

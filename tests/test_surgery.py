@@ -139,6 +139,48 @@ def oracle_shape(proto: ModelProto) -> list[int]:
     return [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
 
 
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+def test_an_image_keeps_its_proportions_within_the_sizes_that_were_asked_for(policy: str) -> None:
+    b = Builder(opset=18)
+    x = b.relu(b.conv(b.input("N", 3, "H", "W"), 3, 8))
+    x = b.node("Resize", x, "", "", b.integers(20, 30), axes=[2, 3], keep_aspect_ratio_policy=policy, mode="linear")
+    proto = b.done(b.conv(x, 8, 4))
+    small = cut_to(proto, 0.5)
+    assert sum(weights_of(small)) < sum(weights_of(proto))
+    for sides in ((6, 6), (6, 12), (12, 6)):
+        feed = {"x": np.zeros((1, 3, *sides), np.float32)}
+        assert oracle.run_model(small, feed)[0].shape == oracle.run_model(proto, feed)[0].shape
+
+
+def weights_of(proto: ModelProto) -> list[int]:
+    return [int(np.prod(tensor.dims)) for tensor in proto.graph.initializer]
+
+
+@pytest.mark.parametrize("left", [6, 4, 3, 1])
+def test_sizes_stay_free_where_one_of_them_would_become_zero(left: int) -> None:
+    """A view into as many heads as before, each a quotient of the channels: with three heads of 2 left it is 6 // 8."""
+    b = Builder()
+    x = b.linear_rows(b.input("N", "T", 6), 6, 8)
+
+    def heads(rows: str, order: list[int]) -> str:
+        size = b.node("Shape", rows)
+        batch, length, width = (b.node("Gather", size, b.integers(axis)) for axis in range(3))
+        shape = b.node("Concat", batch, length, b.integers(8), b.node("Div", width, b.integers(8)), axis=0)
+        return b.node("Transpose", b.node("Reshape", rows, shape), perm=order)
+
+    query, key, value = (b.linear_rows(x, 8, 16) for _ in range(3))
+    weights = b.node("Softmax", b.node("MatMul", heads(query, [0, 2, 1, 3]), heads(key, [0, 2, 3, 1])))
+    x = b.node("Transpose", b.node("MatMul", weights, heads(value, [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+    proto = b.done(b.linear_rows(b.node("Reshape", x, b.integers(0, 0, -1)), 16, 4), rank=3)
+    found = channels.find_channels(model.analyse(proto, Path(), runtime.evaluate, {"x": (1, 5, 6)}))
+    counts = {"MatMul_0": 8, "MatMul_2": left}
+    assert {group.name for group in found.groups} == set(counts)
+    plan = Plan(tuple(np.arange(counts[group.name]) for group in found.groups))
+    small = surgery.cut(found, plan, runtime.evaluate)
+    for shape in ((1, 5, 6), (3, 7, 6)):
+        assert oracle.run_model(small, {"x": np.ones(shape, np.float32)})[0].shape == (*shape[:2], 4)
+
+
 def test_weights_made_by_constant_of_shape_shrink_with_their_shape() -> None:
     b = Builder()
     filled = numpy_helper.from_array(np.asarray([0.5], np.float32))

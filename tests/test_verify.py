@@ -249,6 +249,78 @@ def test_a_fixed_batch_and_weights_beside_the_model_pass(tmp_path: Path) -> None
             verify(channels, plan, small, "fast")
 
 
+def mixed() -> ModelProto:
+    """A network that divides its whole batch into eight parts, beside an input of one number."""
+    draft = Draft()
+    x = draft.relu("relu1", draft.conv("conv1", "image", 3, 8))
+    x = draft.add("Reshape", "parts", x, draft.store("to_parts", [8, -1], np.int64))
+    x = draft.add("Mul", "scaled", x, draft.store("scales", draft.rng.uniform(0.5, 1.5, (8, 1))))
+    x = draft.add("Reshape", "together", x, draft.store("to_images", [-1, 8, *IMAGE[1:]], np.int64))
+    x = draft.add("Mul", "times", draft.conv("conv2", x, 8, 4), "strength")
+    return draft.model([("image", ("N", *IMAGE)), ("strength", (1,))], [(x, ("N", 4, *IMAGE[1:]))])
+
+
+def test_a_batch_of_two_is_compared_beside_an_input_whose_first_axis_is_fixed() -> None:
+    with pytest.raises(VerifyError, match="differs"):
+        verify(*case(mixed()), "fast")
+
+
+def positions(longest: int) -> ModelProto:
+    """A network over sequences of a free length, as many as it has positions for."""
+    draft = Draft()
+    x = draft.relu("relu", draft.conv("conv1", "image", 3, 8))
+    length = draft.add(
+        "Slice",
+        "length",
+        draft.add("Shape", "shape", x),
+        *(draft.store(name, [at], np.int64) for name, at in (("start", 2), ("stop", 3))),
+    )
+    table = draft.store("table", draft.rng.standard_normal((longest, 1)))
+    zero, axis = draft.store("zero", [0], np.int64), draft.store("axis", [0], np.int64)
+    x = draft.add("Add", "sum", x, draft.add("Slice", "positions", table, zero, length, axis))
+    x = draft.conv("conv2", x, 8, 4)
+    return draft.model([("image", (1, 3, "T", 8))], [(x, (1, 4, "T", 8))])
+
+
+def of_length_8(model: ModelProto) -> tuple[Channels, Plan, ModelProto]:
+    channels = find_channels(analyse(model, Path(), runtime.evaluate, {"image": (1, 3, 8, 8)}))
+    plan = random_plan(channels)
+    return channels, plan, cut(channels, plan, runtime.evaluate)
+
+
+@pytest.mark.parametrize("longest", [8, 9, 64])
+def test_another_length_is_compared_whichever_the_original_takes(longest: int) -> None:
+    channels, plan, small = of_length_8(positions(longest))
+    assert "none that was tried" not in verify(channels, plan, small, "fast")["outputs"]
+    small.graph.initializer.append(numpy_helper.from_array(np.asarray([8]), "eight"))
+    next(node for node in small.graph.node if node.name == "positions").input[2] = "eight"  # no longer free
+    with pytest.raises(VerifyError, match="does not run"):
+        verify(channels, plan, small, "fast")
+
+
+def test_it_is_said_where_the_original_takes_no_other_length() -> None:
+    model = positions(8)
+    next(node for node in model.graph.node if node.name == "sum").input[1] = "table"
+    assert verify(*of_length_8(model), "fast")["outputs"].endswith("takes none that was tried")
+
+
+def test_sides_of_their_own_names_are_compared_unlike_each_other() -> None:
+    draft = Draft()
+    x = draft.relu("relu", draft.conv("conv1", "image", 3, 8))
+    size = draft.store("sizes", [20, 30], np.int64)
+    x = draft.add("Resize", "resize", x, "", "", size, axes=[2, 3], keep_aspect_ratio_policy="not_larger")
+    model = draft.model([("image", ("N", 3, "H", "W"))], [(draft.conv("conv2", x, 8, 4), ("N", 4, "h", "w"))])
+    model.opset_import[0].version = 18
+    channels = find_channels(analyse(model, Path(), runtime.evaluate, {"image": (1, 3, 6, 6)}))
+    plan = random_plan(channels)
+    small = cut(channels, plan, runtime.evaluate)
+    verify(channels, plan, small, "fast")
+    written = next(tensor for tensor in small.graph.initializer if tensor.name == "sizes")
+    written.CopyFrom(numpy_helper.from_array(np.asarray([20, 20]), "sizes"))  # the same for a square
+    with pytest.raises(VerifyError, match="shape"):
+        verify(channels, plan, small, "fast")
+
+
 def test_an_error_behind_a_saturated_softmax_is_caught() -> None:
     channels, plan, small = case(saturated())
     shift(small, "conv1.weight", lambda value: value + 3)

@@ -6,7 +6,18 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.ops.attention import Attention
 from onnxprune.ops.conv import Conv, ConvTranspose
-from onnxprune.ops.elementwise import CastLike, Clip, Dropout, Elementwise, NonZero, Pow, Product, Sum, Where
+from onnxprune.ops.elementwise import (
+    Cast,
+    Clip,
+    Dropout,
+    Elementwise,
+    NonZero,
+    Pow,
+    Product,
+    Shrink,
+    Sum,
+    Where,
+)
 from onnxprune.ops.indexing import (
     Compress,
     CumSum,
@@ -61,7 +72,7 @@ FAMILIES: tuple[type[Rule], ...] = (
     *(Conv, ConvTranspose, Gemm, MatMul, Einsum, Attention, Recurrent),
     *(BatchNormalization, InstanceNormalization, LayerNormalization, GroupNormalization),
     *(LRN, LpNormalization, MeanVarianceNormalization),
-    *(Elementwise, NonZero, Sum, Product, Where, Clip, Pow, CastLike, Dropout),
+    *(Elementwise, NonZero, Sum, Product, Where, Clip, Pow, Shrink, Cast, Dropout),
     *(Pool, Sample, Resize, Reduce, ReduceLog, ReduceSum, ReduceMean, Arg, Softmax),
     *(Transpose, Squeeze, Unsqueeze, Flatten, Reshape, Expand, Tile, ConstantOfShape),
     *(DepthToSpace, SpaceToDepth),

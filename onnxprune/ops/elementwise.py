@@ -7,8 +7,11 @@ from functools import reduce
 from typing import ClassVar
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.ops.rule import Axes, Mask, Rule, Ties
+
+QUANTIZED = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 
 
 def tie_broadcast(
@@ -40,8 +43,8 @@ class Elementwise(Rule):
     """Element-wise operators that make zero of zero, whatever their other operands are."""
 
     ops: ClassVar[tuple[str, ...]] = (
-        *("Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish"),
-        *("Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh"),
+        *("Abs", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish"),
+        *("Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Round", "Selu", "Sign", "Sin", "Sinh"),
         *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Div"),
     )
     zero_operands: ClassVar[slice] = slice(0, 1)
@@ -120,6 +123,18 @@ class Clip(Elementwise):
         return None if given is None else float(given)
 
 
+class Shrink(Elementwise):
+    """Shrink: zero is near zero, unless the limit is below it."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Shrink",)
+
+    def ties(self, node: Ties) -> None:
+        """Tie the operand to the output."""
+        super().ties(node)
+        if float(node.attribute("lambd", 0.5)) < 0:
+            node.set_nothing_zero(node.y)
+
+
 class Pow(Elementwise):
     """Pow: zero where its base is, if the exponent is positive."""
 
@@ -143,16 +158,22 @@ def zeros_along(node: Ties, position: int, y: Axes, axis: int) -> Mask | bool:
     return value is not None and not value.any()
 
 
-class CastLike(Rule):
-    """CastLike: the second operand gives its type only."""
+class Cast(Rule):
+    """Cast and CastLike, whose second operand gives its type only."""
 
-    ops: ClassVar[tuple[str, ...]] = ("CastLike",)
+    ops: ClassVar[tuple[str, ...]] = ("Cast", "CastLike")
 
     def ties(self, node: Ties) -> None:
         """Tie the first operand to the output."""
-        tie_broadcast(node, [node.x], node.y)
-        for axis in range(len(node.input(1))):
-            node.free(node.input(1)[axis])
+        x, y = node.x, node.y
+        # Of quantised numbers "zero" is the zero point
+        is_quantized = node.model.types.get(node.node.inputs[0].name) in QUANTIZED
+        tie_broadcast(node, [x], y)
+        for axis in range(len(y)):
+            node.set_zero(y[axis], False if is_quantized else zeros_along(node, 0, y, axis))
+        for position in range(1, len(node.inputs)):
+            for axis in range(len(node.input(position))):
+                node.free(node.input(position)[axis])
 
 
 class Dropout(Rule):
@@ -162,6 +183,8 @@ class Dropout(Rule):
 
     def ties(self, node: Ties) -> None:
         """Tie the input to the output and to the mask."""
-        for output in node.outputs:
+        for position, output in enumerate(node.outputs):
             if output is not None:
                 tie_broadcast(node, [node.x], output)
+                if position == 1:
+                    node.set_nothing_zero(output)  # the mask is true where nothing is dropped

@@ -36,8 +36,11 @@ class BatchNormalization(Rule):
         if node.attribute("spatial", 1) == 0:
             raise Unknown("its statistics are per number (spatial=0)")
         channel = 1 if len(x) > 1 else 0
+        trains = node.attribute("training_mode", 0) or any(output is not None for output in node.outputs[1:])
         for axis in range(len(y)):
             node.tie(x[axis], y[axis])
+            if trains and axis != channel:
+                node.approximate(x[axis], AVERAGES)
             node.set_zero(y[axis], axis == channel and vanishes(node, (1, 2), channel, 0))
         for position in range(1, 5):
             node.tie(node.input(position)[0], y[channel])

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxprune.ops.rule import Resize as ResizeView
-from onnxprune.ops.rule import Rule, Ties, Unknown
+from onnxprune.ops.rule import Rule, Ties, Unknown, View
 
 
 class Pool(Rule):
@@ -48,13 +48,21 @@ class Resize(Rule):
         x, y = node.x, node.y
         if node.attribute("coordinate_transformation_mode", b"") in ("tf_crop_and_resize", b"tf_crop_and_resize"):
             raise Unknown("it crops to a region")
+        together = () if node.attribute("keep_aspect_ratio_policy", "stretch") == "stretch" else _axes(node)
         for axis in range(len(y)):
-            if x.shape[axis] == y.shape[axis]:
+            if x.shape[axis] == y.shape[axis] and axis not in together:
                 node.tie(x[axis], y[axis])
 
     def resize(self, node: ResizeView) -> None:
         """Rewrite target sizes; scales need no change."""
         if node.opset < 10 or not node.has_input(3):
             return
-        axes = [a % len(node.y) for a in node.attribute("axes", range(len(node.y)))]
-        node.set_value(3, np.asarray([node.size(node.y[axis]) for axis in axes], np.int64))
+        sizes = np.asarray([node.size(node.y[axis]) for axis in _axes(node)], np.int64)
+        shrinks = [not node.kept(node.y[axis]).all() for axis in _axes(node)]
+        asked = node.value(3)  # not what comes out, where an image keeps its proportions
+        node.set_value(3, sizes if asked is None else np.where(shrinks, sizes, asked))
+
+
+def _axes(node: View) -> list[int]:
+    """List the axes that scales and sizes are given for."""
+    return [int(axis) % len(node.y) for axis in node.attribute("axes", range(len(node.y)))]

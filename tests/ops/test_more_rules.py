@@ -724,6 +724,55 @@ def branch_captures_one_map() -> ModelProto:
     return b.done(b.conv(behind, 6, 3), b.conv(beside, 5, 3))
 
 
+# ------------------------------------------------------------------------------- what is not zero, or varies
+
+
+def sum_over(b: Builder, x: str) -> ModelProto:
+    """Sum over channels, so that they can only go where they are zero."""
+    return b.done(b.node("ReduceSum", b.node("Cast", x, to=TensorProto.FLOAT), b.integers(1)))
+
+
+@holds()
+def sum_over_the_mask_of_a_dropout() -> ModelProto:
+    b = Builder()
+    return sum_over(b, b.nodes_of("Dropout", b.stem(8), outputs=2)[1])
+
+
+@holds()
+def sum_over_quantised_numbers() -> ModelProto:
+    b = Builder()
+    return sum_over(b, b.node("QuantizeLinear", b.stem(8), scale(b), zero_point(b)))
+
+
+@holds()
+def sum_over_what_shrinks_from_below_zero() -> ModelProto:
+    b = Builder()
+    return sum_over(b, b.node("Shrink", b.stem(8), lambd=-0.1, bias=0.3))
+
+
+@holds()
+def norm_that_trains_on_rows() -> ModelProto:
+    b = Builder()
+    x = b.linear_rows(b.input("N", 5, 6), 6, 8)
+    parameters = [b.positive(5), b.vector(5), b.vector(5), b.positive(5)]
+    x = b.nodes_of("BatchNormalization", x, *parameters, outputs=3, training_mode=1)[0]
+    return b.done(b.linear_rows(x, 8, 4), rank=3)
+
+
+@case(8)
+def norm_that_trains() -> ModelProto:
+    b = Builder()
+    parameters = [b.positive(8), b.vector(8), b.vector(8), b.positive(8)]
+    return b.done(b.conv(b.nodes_of("BatchNormalization", b.stem(8), *parameters, outputs=3, training_mode=1)[0], 8, 4))
+
+
+@holds()
+def proportions_of_channels_and_pixels() -> ModelProto:
+    b = Builder(opset=18)
+    asked = {"axes": [1, 2, 3], "keep_aspect_ratio_policy": "not_larger"}
+    return b.done(b.conv(b.node("Resize", b.stem(8), "", "", b.integers(8, 20, 30), **asked), 8, 4))
+
+
 # -------------------------------------------------------------------------------------------------- tests
 
 

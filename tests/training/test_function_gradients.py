@@ -149,6 +149,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("ScatterND", (x(3, 2), places([0], [-1]), x(2, 2)), {"reduction": "add"}),
     ("Selu", (x(2, 3),), {}),
     ("Shrink", (x(2, 3),), {"bias": 0.2}),
+    ("Shrink", (x(2, 3),), {"bias": 0.3, "lambd": -0.1}),
     ("Sigmoid", (x(2, 3),), {}),
     ("SimplifiedLayerNormalization", (x(2, 3), x(3)), {"outputs": 2}),
     ("Sin", (x(2, 3),), {}),

@@ -77,8 +77,8 @@ def selu(call: Call, x: Tensor) -> Tensor:
 @function("Shrink")
 def shrink(call: Call, x: Tensor) -> Tensor:
     """Shrink: what is near zero becomes zero, the rest moves towards it."""
-    moved = x - float(call.attribute("bias", 0.0)) * x.sign()
-    return torch.where(x.abs() > float(call.attribute("lambd", 0.5)), moved, 0)
+    limit, bias = float(call.attribute("lambd", 0.5)), float(call.attribute("bias", 0.0))
+    return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, 0))
 
 
 @function("Swish")
