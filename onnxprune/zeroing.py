@@ -46,14 +46,10 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool, ta
     proto.ir_version = min(max(proto.ir_version, 4), runtime.MAX_IR_VERSION)
     copy_fields(model.proto.graph, proto.graph, skip=["node", "initializer", "value_info"])
     proto.graph.output.extend(ValueInfoProto(name=name) for name in taps)
-    filled = {
-        index: values
-        for index in range(len(model.graph.nodes))
-        if (values := _filled(channels, index, keep)) is not None
-    }
+    axes_of = _zeroable_axes(channels, only_contracted)
     own: dict[str, tuple[int, int]] = {}
     for index, node in enumerate(model.proto.graph.node):
-        if index in filled or (not node.input and node.output[0] in model.stored):
+        if not node.input and node.output[0] in model.stored:
             continue  # becomes an initializer
         proto.graph.node.append(node)
         for position in range(len(node.input)):
@@ -63,7 +59,9 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool, ta
                 own[name] = (index, position)
         if any(not keep[atoms].all() for atoms in channels.averaged.get(index, ())):
             _average_kept(proto.graph, channels.view(index), keep)
-    axes_of = _zeroable_axes(channels, only_contracted)
+        if node.op_type == "ConstantOfShape" and node.output[0] in channels.axes:
+            axes = channels.axes[node.output[0]]
+            _zero_made(proto.graph, axes, keep, axes_of(node.output[0]), model.types[node.output[0]])
     zeros = zero_points(channels)
 
     def tensors() -> Iterator[tuple[str, TensorProto | Array]]:
@@ -82,11 +80,25 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool, ta
             root = model.graph.nodes[key[0]].inputs[key[1]].name
             values = model.array(channels.aliases.root.get(root, root))
             yield name, zero_slices(values, channels.axes[key], keep, axes_of(key), zeros.get(key, 0))
-        for index, values in filled.items():
-            name = model.graph.nodes[index].outputs[0].name
-            yield name, zero_slices(values, channels.axes[name], keep, axes_of(name))
 
     write_external(proto, tensors(), path, model.folder)
+
+
+def _zero_made(graph: GraphProto, axes: Axes, keep: Mask, along: Container[int], kind: int) -> None:
+    """Zero slices of what the last node of a graph makes at run time, in a size that may be free."""
+    name = graph.node[-1].output[0]
+    lost = [axis for axis in range(len(axes)) if axis in along and not keep[axes[axis]].all()]
+    if not lost:
+        return
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype), f"{name}/zero"))
+    x = graph.node[-1].output[0] = f"{name}/made"
+    for axis in lost:
+        mask = keep[axes[axis]].reshape(-1, *[1] * (len(axes) - axis - 1))
+        graph.initializer.append(numpy_helper.from_array(mask, f"{name}/kept/{axis}"))
+        y = name if axis == lost[-1] else f"{name}/zeroed/{axis}"
+        graph.node.append(helper.make_node("Where", [f"{name}/kept/{axis}", x, f"{name}/zero"], [y]))
+        x = y
 
 
 def _average_kept(graph: GraphProto, view: View, keep: Mask) -> None:
@@ -231,13 +243,3 @@ def _contracted_axis(node: gs.Node, position: int) -> int | None:
     if node.op == "MatMul" and position < 2:
         return -1 if position == 0 else -2
     return None
-
-
-def _filled(channels: Channels, index: int, keep: Mask) -> Array | None:
-    """Write out a ConstantOfShape that serves as a weight and loses slices (None: it does not)."""
-    node = channels.model.graph.nodes[index]
-    axes = channels.axes.get(node.outputs[0].name) if node.op == "ConstantOfShape" else None
-    fill = node.attrs.get("value")
-    if axes is None or fill is None or keep[axes.start : axes.end].all():
-        return None
-    return np.full(axes.shape, fill.values.reshape(-1)[0])

@@ -291,7 +291,7 @@ def of_length_8(model: ModelProto) -> tuple[Channels, Plan, ModelProto]:
 @pytest.mark.parametrize("longest", [8, 9, 64])
 def test_another_length_is_compared_whichever_the_original_takes(longest: int) -> None:
     channels, plan, small = of_length_8(positions(longest))
-    assert "none that was tried" not in verify(channels, plan, small, "fast")["outputs"]
+    assert "other sizes" not in verify(channels, plan, small, "fast")["outputs"]
     small.graph.initializer.append(numpy_helper.from_array(np.asarray([8]), "eight"))
     next(node for node in small.graph.node if node.name == "positions").input[2] = "eight"  # no longer free
     with pytest.raises(VerifyError, match="does not run"):
@@ -301,7 +301,7 @@ def test_another_length_is_compared_whichever_the_original_takes(longest: int) -
 def test_it_is_said_where_the_original_takes_no_other_length() -> None:
     model = positions(8)
     next(node for node in model.graph.node if node.name == "sum").input[1] = "table"
-    assert verify(*of_length_8(model), "fast")["outputs"].endswith("takes none that was tried")
+    assert verify(*of_length_8(model), "fast")["outputs"].endswith("other sizes not compared")
 
 
 def test_sides_of_their_own_names_are_compared_unlike_each_other() -> None:
@@ -407,12 +407,29 @@ def test_a_reciprocal_of_what_was_cut_is_verified_through_what_sums_run_over() -
 def test_weights_that_constant_of_shape_makes_are_zeroed_too(tmp_path: Path) -> None:
     channels, plan, small = case(filled())
     assert [g.width for g in channels.groups] == [16, 24]
-    weight = next(v for v in weights_of(channels, plan, tmp_path).values() if v.shape == (16, 3, 3, 3))
+    file, name = tmp_path / "zeroed.onnx", next(n for n in small.graph.node if n.name == "fill").output[0]
+    zeroed(channels, kept_atoms(channels, plan), file, False, [name])
+    weight = runtime.Session(file).run({"image": np.zeros((1, *IMAGE), np.float32)}, [name])[0]
     gone = np.setdiff1d(np.arange(16), plan.kept[0])
     assert not weight[gone].any()
     np.testing.assert_array_equal(weight[plan.kept[0]], np.float32(0.25))
     shape = next(t for t in small.graph.initializer if t.name == "shape")
     np.testing.assert_array_equal(numpy_helper.to_array(shape), [len(plan.kept[0]), 3, 3, 3])
+
+
+def test_numbers_made_in_a_free_size_are_compared_at_other_sizes() -> None:
+    draft = Draft()
+    x = draft.relu("relu", draft.conv("conv1", "image", 3, 16))
+    value = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0.25])
+    least = draft.add("ConstantOfShape", "fill", draft.add("Shape", "shape", x), value=value)
+    x = draft.add("Where", "where", draft.add("Less", "less", x, least), least, x)
+    model = draft.model([("image", ("N", 3, "H", "W"))], [(draft.conv("conv2", x, 16, 4), ("N", 4, "H", "W"))])
+    channels = find_channels(analyse(model, Path(), runtime.evaluate, {"image": (1, *IMAGE)}))
+    assert [g.width for g in channels.groups] == [16]
+    plan = random_plan(channels)
+    said = verify(channels, plan, cut(channels, plan, runtime.evaluate), "full")["outputs"]
+    assert said.startswith("equal")
+    assert "other sizes" not in said
 
 
 # ---- how outputs are compared
