@@ -21,6 +21,7 @@ def apply(model: Path, plan: Path, output: Path, verify: str, force: bool, json_
     """Cut MODEL as PLAN says, bit for bit as it was cut before."""
     from onnxprune import pipeline
 
+    display.check_json(json_file, output)
     checks = pipeline.apply(model, plan, output, verify_level=verify, force=force)
     display.write_result(json_file, {"format": "onnxprune.apply/1", "output": output.name, "checks": checks})
     if not quiet:

@@ -247,6 +247,7 @@ def compress(
     if resume:
         _check_alone(ctx, run)
     out = output if output is not None else default_output(model)
+    display.check_json(json_file, out)
     progress = display.Shown(quiet)
     try:
         if resume:

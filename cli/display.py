@@ -34,18 +34,37 @@ shape_option = click.option(
 )
 
 
-def _check_json(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
-    """Refuse a file that cannot be written, or holds something else such as a model, before any work is done."""
+def check_json(file: Path | None, out: Path | None = None) -> None:
+    """Refuse a file for --json that holds no JSON, or is another of the files of a command, before any work is done.
+
+    Args:
+        file: what --json names.
+        out: the file that the command writes, whose plan and report go beside it.
+
+    Raises:
+        InputError: it cannot be written, or what is read or written would be lost.
+    """
+    from onnxprune.files import is_same
+    from onnxprune.model import data_file
+    from onnxprune.outputs import beside
+
     if file is None or str(file) == "-":
-        return file
+        return
     if not file.parent.is_dir():
         raise InputError(f"--json {file}: the folder {file.parent} does not exist; create it or choose another file")
+    given = click.get_current_context().params
+    values = [value for name, value in given.items() if name != "json_file"]
+    several = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    files = [Path(value) for value in several if isinstance(value, str | Path)]
+    if out is not None:
+        files += [out, data_file(out), beside(out, "plan"), beside(out, "report")]
+    if any(file.resolve() == other.resolve() or is_same(file, other) for other in files):
+        raise InputError(f"--json {file} would overwrite another file of this command; choose another name")
     if file.is_file():
         with file.open("rb") as opened:
             begins = opened.read(100).lstrip()
         if begins and begins[:1] not in (b"{", b"["):
             raise InputError(f"--json {file} would overwrite a file that holds no JSON; --json takes the file to write")
-    return file
 
 
 keep_option = click.option(
@@ -65,7 +84,6 @@ json_option = click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    callback=_check_json,
     help="Write the result as JSON to this file (-: print it, best with --quiet).",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
@@ -171,10 +189,12 @@ class Shown:
         if not self._live and not self.quiet:
             click.echo(f"{name} ...", err=True)
 
-    def step(self, done: int, total: int, text: str = "") -> None:
+    def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
         """Say how far the stage is, what it has come to, and about how long it will still take."""
         now = self._clock()
         left = self._pace.left(done, total, now)
+        if left is not None and limit is not None:
+            left = min(left, limit)
         parts = [f"{done}/{total}", text, "" if left is None else f"about {_duration(left)} left"]
         line = f"{self._name} ... {', '.join(part for part in parts if part)}"
         self._redraw(line)

@@ -35,6 +35,7 @@ def evaluate(
     """Judge MODEL on samples: top-1 and top-5 with labels; agreement, KL divergence and distance with a --reference."""
     from onnxprune import pipeline
 
+    display.check_json(json_file)
     progress = display.Shown(quiet)
     try:
         scores = pipeline.evaluate(

@@ -172,6 +172,7 @@ def train(
     from onnxprune import finetuning
     from onnxprune.training.processes import is_first
 
+    display.check_json(json_file, out)
     quiet = quiet or not is_first()
     progress = display.Shown(quiet)
     try:

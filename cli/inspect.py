@@ -42,6 +42,7 @@ def inspect(
     """Show what can be pruned in MODEL, what is frozen and why, and how small it can get; does not change it."""
     from onnxprune import inspection
 
+    display.check_json(json_file)
     sizes = display.parse_shapes(shapes)
     found = inspection.inspect(
         model, keep=keep, shapes=sizes, approximate=approximate, slots=slots, graph=graph, force=force

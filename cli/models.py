@@ -30,6 +30,7 @@ def list_models(json_file: Path | None, quiet: bool) -> None:
     """
     from onnxprune import models as zoo
 
+    display.check_json(json_file)
     entries = [zoo.describe(name) for name in zoo.names()]
     display.write_result(json_file, [_described(entry) for entry in entries])
     if not quiet:
@@ -63,6 +64,7 @@ def export_model(
 
     entry = zoo.describe(name)
     path = output if output is not None else Path(f"{name}.onnx")
+    display.check_json(json_file, path)
     if path.exists() and not force:
         raise InputError(f"{path} already exists; give --force to replace it, or another path with -o")
     zoo.export(name, path, exporter=exporter, seed=seed, weights=weights, batch=batch)

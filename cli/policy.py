@@ -68,6 +68,7 @@ def train(
 
     from onnxprune import policies
 
+    display.check_json(json_file, output)
     settings = policies.PolicySettings(display.parse_shares(flops), rounds, rate, seed)
     progress = display.Shown(quiet)
     try:
@@ -115,6 +116,7 @@ def show(file: Path, json_file: Path | None) -> None:
     from onnxprune import policies
     from onnxprune.picture import clean
 
+    display.check_json(json_file)
     found = policies.show_policy(file)
     display.write_result(json_file, found)
     console = display.console()

@@ -56,6 +56,7 @@ def profile(
     """Measure MODELS in onnxruntime, each in a fresh process, in turns; all are compared with the first."""
     from onnxprune.profiling import profile as profiling
 
+    display.check_json(json_file)
     settings = profiling.ProfileSettings(provider, batch, threads, optimize, bind, precision, seconds)
     progress = display.Shown(quiet)
     try:

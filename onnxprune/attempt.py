@@ -210,3 +210,12 @@ def measure_memory(attempt: Attempt, model: Model, device: Device) -> None:
     """
     before, after = (memory.needed(proto, model, device) for proto in (model.proto, attempt.result))
     attempt.memory = None if before is None or after is None else (before, after)
+
+
+def try_memory(attempt: Attempt, model: Model, device: Device) -> list[str]:
+    """See what memory is needed where nobody asked for it; returns a note where that is not possible."""
+    try:
+        measure_memory(attempt, model, device)
+    except InputError as error:
+        return [f"what memory a process needs was not measured: {error}"]
+    return []

@@ -45,7 +45,8 @@ class Course:
 
     def step(self, done: int, total: int) -> None:
         """Say how far the search is, and the best that it has found."""
-        self._progress.step(done, total, self._text)
+        limit = None if self._limit is None else max(self._limit - self._seconds(), 0.0)
+        self._progress.step(done, total, self._text, limit)
 
     def stop(self) -> bool:
         """Tell whether the search is to come to its end."""

@@ -90,6 +90,6 @@ class _Steps(Quiet):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def step(self, done: int, total: int, text: str = "") -> None:
+    def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
         """Pass on."""
-        self._progress.step(done, total, text)
+        self._progress.step(done, total, text, limit)

@@ -199,7 +199,7 @@ def divided(
 
 def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[str]:
     """Say what the user should know."""
-    notes = result.notes("--resume --choose last") + untrained(lesson.model)
+    notes = result.notes("--resume --choose last --force") + untrained(lesson.model)
     fixed = lesson.model.fixed_batch(lesson.train.inputs[0].name)
     if fixed is not None and fixed != settings.batch:
         notes.append(

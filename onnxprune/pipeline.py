@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import WORDS, check_runs, early_end, measure_memory
+from onnxprune.attempt import WORDS, check_runs, early_end, try_memory
 from onnxprune.attempts import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
@@ -28,7 +28,6 @@ from onnxprune.lossless import find_lossless, nothing_lossless
 from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.outputs import check_apart, check_outputs, default_output, write_results
 from onnxprune.plan import Plan
-from onnxprune.predicting.shortfall import kernel_times, shortfall
 from onnxprune.prepare import Prepared, Source, predict, prepare
 from onnxprune.progress import Clock, Progress, Quiet
 from onnxprune.records import Place, default_folder, is_half_written, unfinished
@@ -36,7 +35,7 @@ from onnxprune.reporting import Report
 from onnxprune.runs import Run
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.stepwise import in_steps
-from onnxprune.summary import summarise
+from onnxprune.summary import summarise, where_time_is
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_lossless, verify_repaired
 from onnxprune.workers import Workers
@@ -84,6 +83,8 @@ def compress(
     source = Source(path, resolve(settings, data is not None), data, preprocess, label_offset)
     if run is not None and data is None:
         raise InputError("--run keeps what was judged on data; give --data, or leave --run out")
+    if data is None and (preprocess != "none" or label_offset):
+        raise InputError("--preprocess and --label-offset say how samples are read; give --data, or leave them out")
     place = None if run is None else Place(Path(run))
     if data is not None and run is None and not dry_run:
         place = Place(default_folder(out), is_given=False)
@@ -144,6 +145,7 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
         )
+    prepared.check_targets()
     if source.settings.verify != "none" and not dry_run:
         check_runs(prepared.original.model, source.settings.device)
     if {LATENCY, MEMORY} & source.settings.targets.keys() or source.settings.align == "auto":
@@ -195,10 +197,7 @@ def _proven(
     notes = []
     if attempt.memory is None and settings.verify != "none":
         with clock.stage("measure memory"):
-            try:
-                measure_memory(attempt, prepared.original.model, settings.device)
-            except InputError as error:  # nobody asked for it
-                notes.append(f"what memory a process needs was not measured: {error}")
+            notes = try_memory(attempt, prepared.original.model, settings.device)
     report = summarise(prepared, attempt, out, clock)
     report.notes += notes
     report.checks = checks
@@ -288,10 +287,7 @@ def _note_measured(report: Report, attempts: Attempts, prepared: Prepared) -> No
             report.notes.append(
                 f"{found:.1%} of the {WORDS[metric]} were measured, {share:.1%} were asked for; no plan came closer"
             )
-    if attempt.lags and device.tells_kernels:
-        before, after = kernel_times(attempt.channels, attempt.result, device)
-        missing = shortfall(attempt.channels, attempt.problem.costs, attempt.plan.counts, before, after)
-        report.notes += [] if missing is None else [f"the FLOPs suggest {attempt.ideal:.2f}x: {missing}"]
+    report.notes += where_time_is(attempt, device)
 
 
 def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool) -> None:

@@ -19,11 +19,12 @@ from onnxprune.metrics import LATENCY, MEMORY, Costs
 from onnxprune.model import Model
 from onnxprune.predicting import kept
 from onnxprune.predicting.alignment import fastest_multiple
-from onnxprune.problem import Problem
+from onnxprune.problem import FINE, Align, Problem
 from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
 from onnxprune.shapes import check_batch
 from onnxprune.statistics import Statistics, collect
+from onnxprune.targets import parse_target
 
 CALIBRATION, CALIBRATION_MACS = (256, 2048), 2e12
 """Samples to calibrate with where nothing is asked for: as many as run in a few minutes."""
@@ -77,6 +78,19 @@ class Prepared:
     def original_costs(self) -> dict[str, float]:
         """What the model costs as it was given."""
         return Problem(self.lossless.channels, self.costs, [], [], lossless=self.lossless).original
+
+    def check_targets(self) -> None:
+        """Make sure that targets which are counted can be met at all, before anything is measured.
+
+        Raises:
+            InputError: one is not understood.
+            TargetError: one cannot be reached.
+        """
+        asked, original = self.source.settings, self.original_costs
+        counted = [parse_target(name, text, original[name]) for name, text in asked.targets.items() if name in original]
+        align = FINE if asked.multiple is None else Align(asked.multiple)
+        problem = Problem(self.lossless.channels, self.costs, counted, [], align, asked.min_keep, self.lossless)
+        problem.check_reachable()
 
     def statistics(self, progress: Progress | None = None) -> Statistics:
         """Collect what the layers of the model read on the calibration samples."""

@@ -14,6 +14,12 @@ from onnxprune.files import read_json
 UNKNOWN = ("do_flip_channel_order", "rescale_offset", "do_pad", "do_grayscale", "crop_pct")
 """What changes pixels in such a file and is not done here."""
 
+KNOWN = {
+    *("crop_size", "do_center_crop", "do_normalize", "do_rescale", "do_resize"),
+    *("image_mean", "image_std", "resample", "rescale_factor", "size"),
+}
+"""What is taken from such a file."""
+
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
 """The codes of Pillow for ways to resample."""
 
@@ -74,6 +80,8 @@ def read_preprocess(text: str) -> Preprocess | None:
     if not path.is_file():
         raise InputError(f"--preprocess {text!r} is neither a file nor one of {', '.join(PREPROCESS)}")
     content = read_json(path)
+    if not isinstance(content, dict) or content.keys().isdisjoint(KNOWN | set(UNKNOWN)):
+        raise InputError(f"{path} says nothing of how pixels become inputs; give one of {', '.join(sorted(KNOWN))}")
     try:
         scale, mean, std = _scaling(content)
     except (AttributeError, TypeError, ValueError) as error:

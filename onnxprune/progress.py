@@ -17,8 +17,8 @@ class Progress(Protocol):
     def stage(self, name: str) -> None:
         """Say that a stage begins."""
 
-    def step(self, done: int, total: int, text: str = "") -> None:
-        """Say how far the stage is, and what it has come to."""
+    def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
+        """Say how far the stage is, what it has come to, and in how many seconds it ends at the latest."""
 
 
 class Quiet:
@@ -30,7 +30,7 @@ class Quiet:
     def stage(self, name: str) -> None:
         """Ignore."""
 
-    def step(self, done: int, total: int, text: str = "") -> None:
+    def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
         """Ignore."""
 
 

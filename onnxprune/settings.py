@@ -13,6 +13,7 @@ from onnxprune.data import CHOICES
 from onnxprune.errors import InputError
 from onnxprune.metrics import LATENCY, MEMORY
 from onnxprune.predicting.device import Device
+from onnxprune.targets import parse_target
 from onnxprune.verify import LEVELS
 
 
@@ -134,6 +135,8 @@ def resolve(settings: CompressSettings, has_data: bool) -> CompressSettings:
         raise InputError(
             "--max-drop needs --data to measure what is lost; give --data, or a target such as --flops 0.5"
         )
+    if not has_data and chosen.repair not in (CompressSettings.repair, "none"):
+        raise InputError(f"--repair {chosen.repair} needs samples to repair with; give --data, or leave it out")
     if not has_data and chosen.finetune_epochs:
         raise InputError("--finetune-epochs needs samples to train on; give --data")
     if chosen.policy is not None:  # a run may go on from another working folder
@@ -146,6 +149,8 @@ def _check(settings: CompressSettings) -> None:
         raise InputError("no target: say how small, for example --flops 0.5")
     if settings.max_drop is not None and settings.targets:
         raise InputError("--max-drop finds the smallest model by itself; leave the other targets out")
+    for metric, text in settings.targets.items():
+        parse_target(metric, text, original=1)  # the model is not read yet
     if settings.max_drop is not None and not 0 <= settings.max_drop < 100:
         raise InputError(f"--max-drop {settings.max_drop}: give points of accuracy from 0 to 100, for example 1.0")
     for option, value, choices in (

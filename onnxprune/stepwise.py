@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.attempt import Attempt, Searched, described, early_end, measure_beside
+from onnxprune.attempt import Attempt, Searched, described, early_end, measure_beside, try_memory
 from onnxprune.channels import Channels
 from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError
@@ -27,7 +27,7 @@ from onnxprune.progress import Clock, Progress
 from onnxprune.records import Place, is_finished
 from onnxprune.reporting import Report
 from onnxprune.runs import Run, name_of
-from onnxprune.summary import summarise
+from onnxprune.summary import summarise, where_time_is
 from onnxprune.surgery import cut
 from onnxprune.targets import parse_target
 from onnxprune.verify import verify, verify_repaired
@@ -117,15 +117,24 @@ class Stepwise:
         with self.clock.stage("verify"):
             checks = verify(attempt.channels, attempt.plan, attempt.result, settings.verify)
             checks |= verify_repaired(attempt.channels, attempt.plan, trained, settings.verify)
+        notes = []
+        if settings.verify != "none":
+            with self.clock.stage("measure memory"):
+                notes = try_memory(attempt, self.prepared.original.model, settings.device)
         report = summarise(self.prepared, attempt, self.out, self.clock)
         report.checks = checks
+        with self.clock.stage("explain"):
+            report.notes += [*notes, *where_time_is(attempt, settings.device)]
         with self.clock.stage("evaluate"):
             report.add_stages(finish.stages_of(attempt.result, steps))
         report.data = finish.used()
         report.search = {"steps": [asdict(step.search) for step in told]}
         report.training = {"steps": [asdict(step.training) for step in told]}
-        notes = ([*early_end(step.search), *step.training.notes] for step in told)
-        report.notes += [f"step {n}: {note}" for n, found in enumerate(notes, start=1) for note in found]
+        of_steps = ([*early_end(step.search), *step.training.notes] for step in told)
+        report.notes += [f"step {n}: {note}" for n, found in enumerate(of_steps, start=1) for note in found]
+        for name in dict.fromkeys(name for step in told for name in step.seconds):
+            spent = sum(step.seconds.get(name, 0.0) for step in told)
+            self.clock.seconds[name] = round(self.clock.seconds.get(name, 0.0) + spent, 3)
         with self.clock.stage("write"):
             run.writing()
             write_results(self.source.path, self.out, attempt, trained, report)
@@ -151,6 +160,7 @@ class _Told:
     removed: dict[str, dict[str, tuple[int, ...]]]
     search: Searched
     training: _Training
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ def _told(file: Path) -> _Told:
     """
     plan, report = (read_json(beside(file, kind)) for kind in ("plan", "report"))
     try:
-        found = {"removed": plan["removed"], "search": report["search"], "training": report["training"]}
+        found = {"removed": plan["removed"], **{key: report[key] for key in ("search", "training", "seconds")}}
         told: _Told = typed(found, _Told)
     except (KeyError, TypeError) as error:
         raise InputError(f"the files beside {file} are damaged; remove the folder") from error

@@ -11,10 +11,21 @@ import numpy as np
 from onnxprune.attempt import Attempt
 from onnxprune.inspection import frozen_parts
 from onnxprune.metrics import METRICS
+from onnxprune.predicting.device import Device
+from onnxprune.predicting.shortfall import kernel_times, shortfall
 from onnxprune.prepare import Prepared
 from onnxprune.problem import CLOSE
 from onnxprune.progress import Clock
 from onnxprune.reporting import Measured, Report
+
+
+def where_time_is(attempt: Attempt, device: Device) -> list[str]:
+    """Say in a note where the time is that should have gone with the FLOPs, if it has not."""
+    if not (attempt.lags and device.tells_kernels):
+        return []
+    before, after = kernel_times(attempt.channels, attempt.result, device)
+    missing = shortfall(attempt.channels, attempt.problem.costs, attempt.plan.counts, before, after)
+    return [] if missing is None else [f"the FLOPs suggest {attempt.ideal:.2f}x: {missing}"]
 
 
 def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clock) -> Report:

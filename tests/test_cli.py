@@ -103,14 +103,62 @@ def test_inspect_shows_costs_groups_and_what_is_frozen_and_why(folder: Path) -> 
 
 
 def test_json_takes_the_place_of_json_alone(folder: Path) -> None:
-    before = Path("model.onnx").read_bytes()
-    outcome = run("inspect", "model.onnx", "--json", "model.onnx")
-    assert outcome.code == 2
-    assert "--json model.onnx would overwrite a file that holds no JSON" in outcome.errors[0]
-    assert Path("model.onnx").read_bytes() == before
+    (folder / "other.onnx").write_bytes(Path("model.onnx").read_bytes())
+    before = files(folder)
+    message = failed(2, "inspect", "model.onnx", "--json", "other.onnx")
+    assert "--json other.onnx would overwrite a file that holds no JSON" in message
+    assert files(folder) == before
     for _ in range(2):
         passed("inspect", "model.onnx", "--json", "found.json")
-    assert sorted(files(folder)) == ["found.json", "model.onnx"]
+    assert sorted(files(folder)) == ["found.json", "model.onnx", "other.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("words", "json_file"),
+    [
+        (["compress", "model.onnx", "--flops", 0.5, "-o", "small.onnx"], "small.onnx"),
+        (["compress", "model.onnx", "--flops", 0.5, "-o", "small.onnx"], "./small.plan.json"),
+        (["compress", "model.onnx", "--flops", 0.5], "model.pruned.report.json"),
+        (["compress", "model.onnx", "--flops", 0.5, "--data", "x.npy", "--preprocess", "pre.json"], "pre.json"),
+        (["apply", "model.onnx", "plan.json", "-o", "small.onnx"], "plan.json"),
+        (["apply", "model.onnx", "plan.json", "-o", "small.onnx"], "link.json"),
+        (["finetune", "model.onnx", "--epochs", 1, "--data", "x.npy"], "model.finetuned.onnx"),
+        (["evaluate", "model.onnx", "--data", "x.npy", "--preprocess", "pre.json"], "pre.json"),
+        (["inspect", "model.onnx", "--graph", "net.html"], "net.html"),
+        (["models", "export", "mobilenet_v1_cifar"], "mobilenet_v1_cifar.onnx"),
+        (["policy", "train", "model.onnx", "--data", "x.npy", "-o", "new.safetensors"], "new.safetensors"),
+        (["profile", "model.onnx", "plan.json"], "plan.json"),
+    ],
+    ids=str,
+)
+def test_json_takes_the_place_of_nothing_else_that_is_read_or_written(
+    folder: Path, words: list[Any], json_file: str
+) -> None:
+    for name in ("x.npy", "plan.json", "pre.json"):
+        (folder / name).write_text("{}")
+    os.symlink("plan.json", folder / "link.json")
+    before = files(folder)
+    assert "would overwrite another file of this command" in failed(2, *words, "--json", json_file)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("target", [["--latency", 5], ["--latency", "5x"], ["--flops", 40], ["--memory", "0MB"]])
+def test_a_target_that_is_none_is_refused_before_the_model_is_read(folder: Path, target: list[Any]) -> None:
+    assert target[0] in failed(2, "compress", "absent.onnx", *target)
+
+
+def test_a_counted_target_out_of_reach_is_told_before_anything_is_measured(folder: Path) -> None:
+    outcome = run("compress", "model.onnx", "--flops", 0.0001, "--latency", 0.5)
+    assert outcome.code == 3
+    assert "--flops 0.0001 cannot be reached" in outcome.errors[0]
+    assert "measure" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "option", [["--preprocess", "cifar10"], ["--label-offset", 1], ["--repair", "bn"], ["--preprocess", "absent.json"]]
+)
+def test_what_says_how_samples_are_used_needs_some(folder: Path, option: list[Any]) -> None:
+    assert "give --data, or leave" in failed(2, "compress", "model.onnx", "--flops", 0.5, *option)
 
 
 def test_inspect_json_holds_what_counting_by_hand_gives(folder: Path) -> None:

@@ -286,7 +286,8 @@ def test_memory_that_nobody_asked_for_may_stay_unknown(folder: Path, monkeypatch
         raise InputError("the process ended")
 
     give(convs(), images(60))
-    monkeypatch.setattr("onnxprune.pipeline.measure_memory", memory)
+    monkeypatch.setattr("onnxprune.attempt.measure_memory", memory)
+    monkeypatch.setattr("onnxprune.pipeline.try_memory", attempt.try_memory)
     report = compress()
     assert "what memory a process needs was not measured: the process ended" in report.notes
     assert Path("small.onnx").exists()
@@ -490,8 +491,14 @@ def test_training_needs_data(folder: Path) -> None:
     assert "--finetune-epochs needs samples to train on; give --data" in outcome.errors[0]
 
 
-def test_a_deep_cut_in_steps_is_one_plan_of_the_original(folder: Path) -> None:
+def test_a_deep_cut_in_steps_is_one_plan_of_the_original(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def memory(tried: attempt.Attempt, *_: Any) -> list[str]:
+        tried.memory = (5_000_000, 3_000_000)
+        return ["memory was measured"]
+
     give(convs(), images(), labels=False)
+    monkeypatch.setattr("onnxprune.stepwise.try_memory", memory)
+    monkeypatch.setattr("onnxprune.stepwise.where_time_is", lambda *_: ["the time is in the first layer"])
     outcome = run(
         *("compress", "model.onnx", "--flops", 0.25, "--data", "data.npz", "--finetune-epochs", 1, "--steps", 3),
         *("--align", 2, "-o", "small.onnx"),
@@ -501,6 +508,9 @@ def test_a_deep_cut_in_steps_is_one_plan_of_the_original(folder: Path) -> None:
     assert [stage["name"] for stage in report["stages"]] == ["original", "cut", "step 1", "step 2", "finetune"]
     assert report["after"]["macs"] <= 0.25 * report["before"]["macs"]
     assert report["stages"][4]["kl"] < report["stages"][1]["kl"]
+    assert {"search", "repair", "fine-tune", "measure memory", "explain"} <= report["seconds"].keys()
+    assert (report["before"]["memory_bytes"], report["after"]["memory_bytes"]) == (5_000_000, 3_000_000)
+    assert report["notes"][:2] == ["memory was measured", "the time is in the first layer"]
     assert run("apply", "model.onnx", "small.plan.json", "-o", "cut.onnx").code == 0
     small, bare = onnx.load("small.onnx"), onnx.load("cut.onnx")
     assert {t.name: list(t.dims) for t in small.graph.initializer} == {

@@ -36,7 +36,7 @@ class Told(Quiet):
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, str]] = []
 
-    def step(self, done: int, total: int, text: str = "") -> None:
+    def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
         self.lines.append((done, total, text))
 
 
@@ -129,9 +129,11 @@ def test_greedy_tells_that_its_time_was_up_among_its_last_plans() -> None:
     problem, journal = posed(judge)
     assert journal is not None
     probes = len(greedy.probes(problem))
-    course = Course(problem, 200, probes + 1.0, partial(getattr, journal, "seconds"), Told())
+    told = Told()
+    course = Course(problem, 200, probes + 1.0, partial(getattr, journal, "seconds"), told)
     find("greedy")(problem, SearchSettings(200, 0, course.stop), course.step)
     assert journal.judged == {"probe": probes, "quick": 1}
+    assert told.lines[-1][:2] == (probes + 1, probes + 1)
     assert course.stopped == TIME_IS_UP
 
 

@@ -69,6 +69,8 @@ def test_a_terminal_shows_how_far_a_stage_is_and_after_two_seconds_what_is_left(
     clock.now += 200
     shown.step(40, 100)
     assert live_line(terminal) == "search ... 40/100, about 5 min left"
+    shown.step(40, 100, limit=12.0)
+    assert live_line(terminal) == "search ... 40/100, about 12 s left"
     shown.step(100, 100)
     assert live_line(terminal) == "search ... 100/100"
     shown.close()

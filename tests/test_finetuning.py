@@ -109,7 +109,7 @@ class Told(Quiet):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def step(self, done: int, total: int, text: str = "") -> None:
+    def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
         self.texts.append(text)
 
 
@@ -405,6 +405,7 @@ def test_a_loss_that_one_process_alone_loses_ends_all_of_them(folder: Path) -> N
         (["--epochs", 1, "--optimizer", "sdg"], "--optimizer 'sdg' does not exist; choose one of sgd, adamw"),
         (["--epochs", 1, "--rate", 0], "--rate 0: give a number"),
         (["--epochs", 1, "--cutout", 4, "--augment", "none"], "leave --augment none out"),
+        (["--epochs", 1, "--cutout", 100], "--cutout 100 leaves nothing of images of"),
         (["--epochs", 1, "--teacher", "none.onnx"], "none.onnx does not exist"),
         (["--epochs", 1, "--hints", 1], "--hints compares with a teacher; give --teacher"),
         (["--epochs", 1, "-o", "missing/x.onnx"], "the folder missing does not exist"),

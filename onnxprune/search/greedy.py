@@ -30,12 +30,12 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         plan = problem.plan(descend(problem))
         progress(1, 1)
         return plan
-    total = WAYS
+    probed, known = 0, problem.judged
 
     def told(done: int, probes: int) -> None:
-        nonlocal total
-        total = probes + WAYS
-        progress(done, total)
+        nonlocal probed
+        probed = done
+        progress(done, probes + WAYS)
 
     is_met = bool(problem.meets(problem.most)[0])  # then all ways lead to the same plan
     chosen = {} if is_met else dict(list(probes(problem).items())[: max(settings.budget - WAYS, 0)])
@@ -47,7 +47,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         found.setdefault(counts.tobytes(), problem.plan(counts))
     plans = list(found.values())[: settings.budget]
     scores = problem.scores(plans)
-    progress(min(total, settings.budget), min(total, settings.budget))
+    done = probed + problem.judged - known
+    progress(done, done)
     return plans[int(np.argmax(scores))]
 
 

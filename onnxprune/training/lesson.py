@@ -100,9 +100,11 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     """
     model, train = lesson.model, lesson.train
     readings = float_readings(model)
-    takes_images = any(len(given.shape) == 4 and given.dtype.kind == "f" for given in train.inputs)
-    if not takes_images and (settings.cutout or settings.augment in ("small", "imagenet")):
+    sides = [min(given.shape[2:]) for given in train.inputs if len(given.shape) == 4 and given.dtype.kind == "f"]
+    if not sides and (settings.cutout or settings.augment in ("small", "imagenet")):
         raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
+    if sides and settings.cutout >= min(sides):
+        raise InputError(f"--cutout {settings.cutout} leaves nothing of images of {min(sides)} pixels; give less")
     if train.y is None and lesson.teacher is not None and not settings.teacher_share:
         raise InputError("without labels, --teacher-share 0 leaves nothing to learn; leave it out")
     scored = classifier(model, readings)

@@ -44,7 +44,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(memory, "needed", needed)
-    monkeypatch.setattr(pipeline, "measure_memory", attempt.measure_memory)
+    monkeypatch.setattr(pipeline, "try_memory", attempt.try_memory)
     write(convs(WIDTHS, image=(3, 8, 8)), Path("model.onnx"))
     return found
 
