@@ -80,7 +80,7 @@ def read_preprocess(text: str) -> Preprocess | None:
     if not path.is_file():
         raise InputError(f"--preprocess {text!r} is neither a file nor one of {', '.join(PREPROCESS)}")
     content = read_json(path)
-    if not isinstance(content, dict) or content.keys().isdisjoint(KNOWN | set(UNKNOWN)):
+    if content and isinstance(content, dict) and content.keys().isdisjoint(KNOWN | set(UNKNOWN)):
         raise InputError(f"{path} says nothing of how pixels become inputs; give one of {', '.join(sorted(KNOWN))}")
     try:
         scale, mean, std = _scaling(content)

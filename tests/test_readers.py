@@ -393,11 +393,17 @@ def test_a_layer_that_adds_a_number_to_each_row_is_none_of_the_readers(shape: tu
     assert readers_of(b.done(y, rank=2)) == []
 
 
-@pytest.mark.parametrize("op", ["beta", "alpha"])
-def test_a_layer_that_is_multiplied_by_nothing_is_none_of_the_readers(op: str) -> None:
+def test_a_layer_that_is_multiplied_by_nothing_is_none_of_the_readers() -> None:
     b = Builder()
-    y = b.node("Gemm", b.input("N", 6), b.weight(6, 8), b.vector(8), **{op: 0.0})
+    y = b.node("Gemm", b.input("N", 6), b.weight(6, 8), b.vector(8), alpha=0.0)
     assert readers_of(b.done(y, rank=2)) == []
+
+
+def test_a_bias_that_is_multiplied_by_nothing_is_none() -> None:
+    b = Builder()
+    y = b.node("Gemm", b.input("N", 6), b.weight(6, 8), b.vector(8), beta=0.0)
+    (reader,) = check_all(b.done(y, rank=2))
+    assert reader.landing.bias is None
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
