@@ -127,7 +127,7 @@ def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
     assert report.target[LATENCY]["limit"] == pytest.approx(0.5 * 10_000, rel=0.1)
 
 
-@pytest.mark.parametrize("measured", [1, 2])
+@pytest.mark.parametrize("measured", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_where_it_would_have_though_no_two_measurements_agree(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, measured: int
 ) -> None:
