@@ -78,7 +78,7 @@ def verify_lossless(original: Channels, channels: Channels, plan: Plan, level: s
     if level == "none":
         return {}
     model = original.model
-    bound = _with_batch(model, 2)
+    bound = _first_taken(model, [_with_batch(model, 2)]) or model.bound
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for seed in range(3 if level == "full" else 1)]
     keep = kept_atoms(channels, plan)
     taps = hidden(channels, keep)
@@ -155,11 +155,11 @@ def _check_interface(original: ModelProto, cut: ModelProto) -> str:
 def _check_outputs(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> str:
     """Compare the cut model with the zeroed original on random inputs."""
     model = channels.model
-    bounds = [dict(model.bound)]
     batch = _with_batch(model, 2)
-    takes_batch = batch == model.bound or _first_taken(model, [batch]) is not None
-    if takes_batch:
-        bounds = [_with_batch(model, 1), batch] if level == "full" else [batch]
+    takes_batch = _first_taken(model, [batch]) is not None
+    bounds = [batch if takes_batch else dict(model.bound)]
+    if level == "full" and takes_batch and batch != model.bound:
+        bounds.insert(0, _with_batch(model, 1))
     seeds = range(1, 4 if level == "full" else 2)  # sizes that follow from numbers were found with seed 0
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for bound in bounds for seed in seeds]
     tolerance = HALF_TOLERANCE if any(t.data_type in HALF_TYPES for t in model.stored.values()) else TOLERANCE
@@ -221,8 +221,10 @@ def _further(model: Model, bound: Bound) -> list[Bound]:
 
 
 def _first_taken(model: Model, bounds: Sequence[Bound]) -> Bound | None:
-    """Give the first of these sizes that the original runs with."""
+    """Give the first of these sizes that the original runs with; it is taken to run with those it was read with."""
     graph = model.proto.graph
+    if model.bound in bounds:
+        return dict(model.bound)
     try:
         session = runtime.Session(model.proto, folder=model.folder, threads=1, optimize=False)
     except InputError:

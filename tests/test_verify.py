@@ -19,7 +19,7 @@ from onnxprune.errors import InputError, VerifyError
 from onnxprune.model import analyse, load
 from onnxprune.plan import Plan, kept_atoms
 from onnxprune.surgery import cut
-from onnxprune.verify import compare, verify
+from onnxprune.verify import compare, verify, verify_lossless
 from onnxprune.zeroing import zeroed
 
 LEVELS = ["fast", "full"]
@@ -263,6 +263,18 @@ def mixed() -> ModelProto:
 def test_a_batch_of_two_is_compared_beside_an_input_whose_first_axis_is_fixed() -> None:
     with pytest.raises(VerifyError, match="differs"):
         verify(*case(mixed()), "fast")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_it_is_said_where_the_original_takes_no_batch_of_two(level: str) -> None:
+    draft = Draft()
+    x = draft.add("Concat", "joined", "image", "other", axis=1)
+    x = draft.conv("conv2", draft.relu("relu", draft.conv("conv1", x, 6, 8)), 8, 4)
+    model = draft.model([("image", ("N", *IMAGE)), ("other", (1, *IMAGE))], [(x, ("M", 4, *IMAGE[1:]))])
+    channels, plan, small = case(model)
+    assert verify(channels, plan, small, level)["outputs"].endswith("; the original takes no batch of 2")
+    alone = Plan(tuple(np.arange(group.width) for group in channels.groups))
+    assert "equal" in verify_lossless(channels, channels, alone, level)["lossless"]
 
 
 def positions(longest: int) -> ModelProto:

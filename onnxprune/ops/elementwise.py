@@ -166,8 +166,8 @@ class Cast(Rule):
     def ties(self, node: Ties) -> None:
         """Tie the first operand to the output."""
         x, y = node.x, node.y
-        # Of quantised numbers "zero" is the zero point
-        is_quantized = node.model.types.get(node.node.inputs[0].name) in QUANTIZED
+        # "Zero" in what was quantised on the way is the zero point.
+        is_quantized = node.model.types.get(node.node.inputs[0].name) in QUANTIZED and not node.is_constant(0)
         tie_broadcast(node, [x], y)
         for axis in range(len(y)):
             node.set_zero(y[axis], False if is_quantized else zeros_along(node, 0, y, axis))

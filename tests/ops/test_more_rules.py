@@ -744,6 +744,13 @@ def sum_over_quantised_numbers() -> ModelProto:
     return sum_over(b, b.node("QuantizeLinear", b.stem(8), scale(b), zero_point(b)))
 
 
+@case(8)
+def sum_over_what_whole_numbers_weigh() -> ModelProto:
+    b = Builder()
+    weight = b.node("Mul", b.node("Cast", whole(b, 8, 3, 3, 3), to=TensorProto.FLOAT), scale(b))
+    return sum_over(b, b.node("Mul", b.relu(b.node("Conv", b.input("N", 3, 6, 6), weight)), b.vector(8, 1, 1)))
+
+
 @holds()
 def sum_over_what_shrinks_from_below_zero() -> ModelProto:
     b = Builder()
