@@ -150,6 +150,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(folder: Pat
     assert not np.array_equal(a, c)
 
 
+def test_the_sides_of_an_image_are_told_from_its_channels_where_these_come_last(folder: Path) -> None:
+    model = onnx.load("model.onnx")
+    last = helper.make_tensor_value_info("last", onnx.TensorProto.FLOAT, ("N", tasks.SIDE, tasks.SIDE, 1))
+    model.graph.input[0].CopyFrom(last)
+    model.graph.node.insert(0, helper.make_node("Transpose", ["last"], ["image"], perm=[0, 3, 1, 2]))
+    onnx.save(model, "model.onnx")
+    x, y = tasks.samples(512)
+    np.savez("data.npz", x=np.moveaxis(x, 1, 3), y=y)
+    finetune(epochs=1, augment="small", cutout=4)
+    with pytest.raises(InputError, match="--cutout 8 leaves nothing of images of 8 pixels"):
+        finetune("other.onnx", epochs=1, augment="small", cutout=8)
+
+
 class StopError(Exception):
     """What ends a run in a test."""
 

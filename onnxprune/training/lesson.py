@@ -100,7 +100,8 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     """
     model, train = lesson.model, lesson.train
     readings = float_readings(model)
-    sides = [min(given.shape[2:]) for given in train.inputs if len(given.shape) == 4 and given.dtype.kind == "f"]
+    images = [given for given in train.inputs if len(given.shape) == 4 and given.dtype.kind == "f"]
+    sides = [min(np.delete(given.shape, (0, given.channel_axis or 1))) for given in images]
     if not sides and (settings.cutout or settings.augment in ("small", "imagenet")):
         raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
     if sides and settings.cutout >= min(sides):
