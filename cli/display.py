@@ -45,8 +45,7 @@ def check_json(file: Path | None, out: Path | None = None) -> None:
         InputError: it cannot be written, or what is read or written would be lost.
     """
     from onnxprune.files import is_same
-    from onnxprune.model import data_file
-    from onnxprune.outputs import beside
+    from onnxprune.outputs import written_files
 
     if file is None or str(file) == "-":
         return
@@ -56,8 +55,7 @@ def check_json(file: Path | None, out: Path | None = None) -> None:
     values = [value for name, value in given.items() if name != "json_file"]
     several = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
     files = [Path(value) for value in several if isinstance(value, str | Path)]
-    if out is not None:
-        files += [out, data_file(out), beside(out, "plan"), beside(out, "report")]
+    files += [] if out is None else written_files(out)
     if any(file.resolve() == other.resolve() or is_same(file, other) for other in files):
         raise InputError(f"--json {file} would overwrite another file of this command; choose another name")
     if file.is_file():

@@ -17,7 +17,7 @@ from onnxprune.linear import FLOAT_TYPES, LINEAR, Linear, linear, stored_values
 from onnxprune.ops import rule_for
 from onnxprune.ops.elementwise import Cast, Dropout, Elementwise
 from onnxprune.ops.layout import Expand, Flatten, Reshape, Squeeze, Transpose, Unsqueeze
-from onnxprune.ops.normalization import BatchNormalization
+from onnxprune.ops.normalization import BatchNormalization, trains
 from onnxprune.ops.pooling import Pool, Resize
 from onnxprune.ops.reduction import Reduce
 from onnxprune.ops.rule import Allowed, Atoms, Axes, Known, Mask, Ties, Unknown
@@ -185,8 +185,7 @@ class _Node:
     def _follow_norm(self) -> None:
         """A channel is known where what goes in is, or where the scale is zero."""
         operands = self._operands()
-        trains = self.view.attribute("training_mode", 0) or any(axes is not None for axes in self.view.outputs[1:])
-        if operands is None or trains or not all(mask.all() for mask, _ in operands[1:]):
+        if operands is None or trains(self.view) or not all(mask.all() for mask, _ in operands[1:]):
             return
         (mask, _), (_, scale) = operands[:2]
         mask |= (scale == 0).reshape(-1, *[1] * max(mask.ndim - 2, 0))

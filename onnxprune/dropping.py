@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune import runtime
-from onnxprune.attempts import ALIGNMENTS, Attempts
+from onnxprune.attempts import Attempts
 from onnxprune.errors import TargetError
 from onnxprune.finish import Finish
 from onnxprune.journal import Journal
 from onnxprune.prepare import Prepared
-from onnxprune.problem import Align, Problem
 from onnxprune.progress import Progress, Quiet
 from onnxprune.surgery import cut
 from onnxprune.weights import Floats
@@ -39,7 +38,7 @@ def smallest_within(
     Returns:
         The target that leads to it; all of the FLOPs where every trial loses more.
     """
-    low, high = _lowest(prepared, worth), 1.0
+    low, high = _lowest(prepared), 1.0
     for trial in range(1, TRIALS + 1):
         share = (low + high) / 2
         found = _trial(share, prepared, worth, journal, finish, progress)
@@ -76,11 +75,9 @@ def _target(share: float) -> dict[str, str]:
     return {"macs": f"{share:.4f}"}
 
 
-def _lowest(prepared: Prepared, worth: Sequence[Floats]) -> float:
+def _lowest(prepared: Prepared) -> float:
     """Give the lowest share of the FLOPs that a plan can keep."""
-    asked, lossless = prepared.source.settings, prepared.lossless
-    align = ALIGNMENTS[0] if asked.multiple is None else Align(asked.multiple)
-    problem = Problem(lossless.channels, prepared.costs, [], worth, align, asked.min_keep, lossless)
+    problem = prepared.problem()
     return problem.lowest()["macs"] / max(problem.original["macs"], 1)
 
 

@@ -24,11 +24,15 @@ def default_output(path: Path) -> Path:
     return Path(f"{path.name.removesuffix('.onnx')}.pruned.onnx")
 
 
+KINDS = ("plan", "report")
+"""What goes beside a result."""
+
+
 def check_outputs(
     path: Path,
     out: Path,
     force: bool,
-    kinds: Sequence[str] = ("plan", "report"),
+    kinds: Sequence[str] = KINDS,
     read: Sequence[str | Path | None] = (),
 ) -> None:
     """Make sure that the results can be written before any work is done, and over nothing that is read.
@@ -49,7 +53,7 @@ def check_outputs(
         raise InputError(f"{out} is a folder; give a file name with -o")
     if is_same(path, out):
         raise InputError(f"-o {out} is the input model; choose another name")
-    files = (out, models.data_file(out), *(beside(out, kind) for kind in kinds))
+    files = written_files(out, kinds)
     for other in (Path(other) for other in read if other is not None):
         if other.is_file() and any(is_same(file, other) for file in files):
             raise InputError(f"-o {out} would overwrite {other}, which is read; choose another name")
@@ -102,6 +106,11 @@ def move(files: Sequence[Path], out: Path) -> None:
 def beside(out: Path, kind: str) -> Path:
     """Name a file that goes beside the result: small.onnx has small.plan.json."""
     return out.with_name(f"{out.name.removesuffix('.onnx')}.{kind}.json")
+
+
+def written_files(out: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """List a result, the data that may lie beside it, and what tells of it."""
+    return [out, models.data_file(out), *(beside(out, kind) for kind in kinds)]
 
 
 def data_files(model: Model) -> list[Path]:

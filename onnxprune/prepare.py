@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from onnxprune.progress import Progress
 from onnxprune.settings import CompressSettings
 from onnxprune.shapes import check_batch
 from onnxprune.statistics import Statistics, collect
-from onnxprune.targets import parse_target
+from onnxprune.targets import Target, parse_target
 
 CALIBRATION, CALIBRATION_MACS = (256, 2048), 2e12
 """Samples to calibrate with where nothing is asked for: as many as run in a few minutes."""
@@ -77,7 +78,13 @@ class Prepared:
     @cached_property
     def original_costs(self) -> dict[str, float]:
         """What the model costs as it was given."""
-        return Problem(self.lossless.channels, self.costs, [], [], lossless=self.lossless).original
+        return self.problem().original
+
+    def problem(self, targets: Sequence[Target] = ()) -> Problem:
+        """Pose the problem of the finest widths, for what can be told of it without importance."""
+        asked = self.source.settings
+        align = FINE if asked.multiple is None else Align(asked.multiple)
+        return Problem(self.lossless.channels, self.costs, targets, [], align, asked.min_keep, self.lossless)
 
     def check_targets(self) -> None:
         """Make sure that targets which are counted can be met at all, before anything is measured.
@@ -86,11 +93,9 @@ class Prepared:
             InputError: one is not understood.
             TargetError: one cannot be reached.
         """
-        asked, original = self.source.settings, self.original_costs
-        counted = [parse_target(name, text, original[name]) for name, text in asked.targets.items() if name in original]
-        align = FINE if asked.multiple is None else Align(asked.multiple)
-        problem = Problem(self.lossless.channels, self.costs, counted, [], align, asked.min_keep, self.lossless)
-        problem.check_reachable()
+        asked, original = self.source.settings.targets, self.original_costs
+        counted = [parse_target(name, text, original[name]) for name, text in asked.items() if name in original]
+        self.problem(counted).check_reachable()
 
     def statistics(self, progress: Progress | None = None) -> Statistics:
         """Collect what the layers of the model read on the calibration samples."""

@@ -47,4 +47,8 @@ class Clock:
         self._progress.stage(name)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+        self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to what a stage has taken."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)

@@ -11,6 +11,7 @@ from onnxprune.channels import Channels
 from onnxprune.constants import data_nodes
 from onnxprune.linear import Linear, bias_place, linear, only_reader, stored_values
 from onnxprune.numbers import Place
+from onnxprune.ops.normalization import trains
 from onnxprune.patches import Patches, patches
 from onnxprune.shapes import is_default_domain
 from onnxprune.tying import captured
@@ -151,8 +152,7 @@ def find_landing(channels: Channels, layer: Linear) -> Landing:
         node = graph.nodes[reader]
         if node.op == "BatchNormalization" and (is_convolution or (shape is not None and len(shape) == 2)):
             numbers = [stored_values(channels, t.name) for t in node.inputs[1:5]]
-            trains = node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:])
-            if trains or any(values is None or values.size != size for values in numbers):
+            if trains(channels.view(reader)) or any(values is None or values.size != size for values in numbers):
                 break
             scale, _, _, variance = (np.asarray(values, np.float64).reshape(-1) for values in numbers)
             gain = gain * scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))

@@ -197,12 +197,11 @@ def open_with(
     own, known = len(outputs), {value.name for value in outputs}
     outputs.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
     try:
-        try:
-            return Session(model, folder=folder, threads=threads, optimize=optimize)
-        except InputError:
-            if not optimize:
-                raise
-            return Session(model, folder=folder, threads=threads, optimize=False)
+        return Session(model, folder=folder, threads=threads, optimize=optimize)
+    except InputError:
+        if not optimize:
+            raise
+        return Session(model, folder=folder, threads=threads, optimize=False)
     finally:
         del outputs[own:]
 

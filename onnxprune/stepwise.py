@@ -132,9 +132,9 @@ class Stepwise:
         report.training = {"steps": [asdict(step.training) for step in told]}
         of_steps = ([*early_end(step.search), *step.training.notes] for step in told)
         report.notes += [f"step {n}: {note}" for n, found in enumerate(of_steps, start=1) for note in found]
-        for name in dict.fromkeys(name for step in told for name in step.seconds):
-            spent = sum(step.seconds.get(name, 0.0) for step in told)
-            self.clock.seconds[name] = round(self.clock.seconds.get(name, 0.0) + spent, 3)
+        for step in told:
+            for name, seconds in step.seconds.items():
+                self.clock.add(name, seconds)
         with self.clock.stage("write"):
             run.writing()
             write_results(self.source.path, self.out, attempt, trained, report)

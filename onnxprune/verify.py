@@ -211,18 +211,18 @@ def _further(model: Model, bound: Bound) -> list[Bound]:
         return []
     names = dict.fromkeys(free.values())
     apart = {name: FURTHER[0] * (number + 1) for number, name in enumerate(names)}
+    alike = [dict.fromkeys(names, step) for step in FURTHER]
     return [
         {
             name: tuple(max(size + step.get(free.get((name, axis), ""), 0), 1) for axis, size in enumerate(shape))
             for name, shape in bound.items()
         }
-        for step in (apart, *(dict.fromkeys(names, step) for step in FURTHER))
+        for step in (apart, *(step for step in alike if step != apart))
     ]
 
 
 def _first_taken(model: Model, bounds: Sequence[Bound]) -> Bound | None:
     """Give the first of these sizes that the original runs with; it is taken to run with those it was read with."""
-    graph = model.proto.graph
     if model.bound in bounds:
         return dict(model.bound)
     try:
@@ -231,7 +231,7 @@ def _first_taken(model: Model, bounds: Sequence[Bound]) -> Bound | None:
         return None
     for bound in bounds:
         try:
-            session.run(sizes.example_inputs(graph, bound, seed=1))
+            session.run(sizes.example_inputs(model.proto.graph, bound, seed=1))
         except InputError:
             continue
         return bound

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from onnxprune.ops.conv import tie_blocks
 from onnxprune.ops.elementwise import tie_broadcast
-from onnxprune.ops.rule import Resize, Rule, Ties, Unknown
+from onnxprune.ops.rule import Resize, Rule, Ties, Unknown, View
 
 AVERAGES = "it normalises over this axis"
 
@@ -25,6 +25,11 @@ def vanishes(node: Ties, parameters: Iterable[int], axis: int, own: int) -> bool
     return all(-len(p) <= own < len(p) and p.shape[own] == node.x.shape[axis] and node.is_zero(p[own]) for p in given)
 
 
+def trains(norm: View) -> bool:
+    """Tell whether a BatchNormalization normalises by what arrives instead of by what is stored."""
+    return bool(norm.attribute("training_mode", 0)) or any(t.name for t in norm.node.outputs[1:])
+
+
 class BatchNormalization(Rule):
     """BatchNormalization: a channel carries its scale, shift, mean and variance along."""
 
@@ -36,10 +41,9 @@ class BatchNormalization(Rule):
         if node.attribute("spatial", 1) == 0:
             raise Unknown("its statistics are per number (spatial=0)")
         channel = 1 if len(x) > 1 else 0
-        trains = node.attribute("training_mode", 0) or any(output is not None for output in node.outputs[1:])
         for axis in range(len(y)):
             node.tie(x[axis], y[axis])
-            if trains and axis != channel:
+            if trains(node) and axis != channel:
                 node.approximate(x[axis], AVERAGES)
             node.set_zero(y[axis], axis == channel and vanishes(node, (1, 2), channel, 0))
         for position in range(1, 5):
