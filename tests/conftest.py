@@ -23,3 +23,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what compress tells of memory in every report: it takes two processes. Tests of it bring it back."""
     for module in ("pipeline", "stepwise"):
         monkeypatch.setattr(f"onnxprune.{module}.try_memory", lambda *given: [])
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time what was cut for a tenth as long: nearly all of a command's time on a small net. Tests of times set it back."""
+    monkeypatch.setattr("onnxprune.runtime.MOST_TURNS", 20)

@@ -20,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for build in (convs, residual):
         write(build(), tmp_path / f"{build.__name__}.onnx")
-    np.save("x.npy", np.random.default_rng(0).standard_normal((120, *IMAGE)).astype(np.float32))
+    np.save("x.npy", np.random.default_rng(0).standard_normal((40, *IMAGE)).astype(np.float32))
     return tmp_path
 
 

@@ -72,12 +72,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(attempts, "measure_beside", lambda *given: made.measure_beside(*given))
     write(convs((64, 96, 64, 48), image=IMAGE), Path("model.onnx"))
     generator = np.random.default_rng(0)
-    np.savez("data.npz", x=generator.standard_normal((200, *IMAGE)).astype(np.float32))
+    np.savez("data.npz", x=generator.standard_normal((50, *IMAGE)).astype(np.float32))
     return made
 
 
 def compress(share: str, data: str | None = None, **asked: Any) -> onnxprune.reporting.Report:  # type: ignore[name-defined]
-    settings = CompressSettings({LATENCY: share, **asked.pop("targets", {})}, budget=8, **asked)
+    asked = {"search": "random", "budget": 5, **asked}  # whatever finds the plans: predictions and times are what counts here
+    settings = CompressSettings({LATENCY: share, **asked.pop("targets", {})}, **asked)
     return onnxprune.compress("model.onnx", "small.onnx", settings, data=data, force=True)
 
 
@@ -127,7 +128,7 @@ def test_a_time_that_no_plan_comes_to_is_said(machine: Machine) -> None:
     assert report.target[LATENCY]["limit"] == pytest.approx(0.5 * 10_000, rel=0.1)
 
 
-@pytest.mark.parametrize("measured", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("measured", [1, 2])
 def test_an_interrupted_run_ends_where_it_would_have_though_no_two_measurements_agree(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, measured: int
 ) -> None:
@@ -142,11 +143,12 @@ def test_an_interrupted_run_ends_where_it_would_have_though_no_two_measurements_
         machine.measure_beside(tried, model, device)
 
     monkeypatch.setattr(attempts, "measure_beside", noisy)
-    whole = compress("0.4", "data.npz").to_json()
+    quickly = {"criterion": "l2", "repair": "none"}
+    whole = compress("0.4", "data.npz", **quickly).to_json()
     machine.timed = 0
     stops.add(measured)
     with pytest.raises(KeyboardInterrupt):
-        compress("0.4", "data.npz")
+        compress("0.4", "data.npz", **quickly)
     again = onnxprune.resume("model.onnx", out="small.onnx", force=True).to_json()
     assert [again[name] for name in ("target", "after", "speedup", "groups")] == [
         whole[name] for name in ("target", "after", "speedup", "groups")
