@@ -27,5 +27,5 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time what was cut for a tenth as long: nearly all of a command's time on a small net. Tests of times set it back."""
+    """Time what was cut for a tenth as long, which is most of what a command on a small net takes."""
     monkeypatch.setattr("onnxprune.runtime.MOST_TURNS", 20)

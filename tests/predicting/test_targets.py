@@ -77,7 +77,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def compress(share: str, data: str | None = None, **asked: Any) -> onnxprune.reporting.Report:  # type: ignore[name-defined]
-    asked = {"search": "random", "budget": 5, **asked}  # whatever finds the plans: predictions and times are what counts here
+    asked = {"search": "random", "budget": 5, **asked}  # how plans are found does not matter here
     settings = CompressSettings({LATENCY: share, **asked.pop("targets", {})}, **asked)
     return onnxprune.compress("model.onnx", "small.onnx", settings, data=data, force=True)
 
