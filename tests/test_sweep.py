@@ -17,7 +17,7 @@ ASKED = {"tract_byte_sb_bidi_lstm.onnx": {"input": (1, 16)}}
 NO_MODEL = "qonnx_TFC_2W2A.onnx"
 NOTHING_TO_PRUNE = {"sklearn_rf_actedge.onnx"}
 NO_NUMBERS = {"light_resnet50.onnx", "light_shufflenet.onnx"}
-HEAVY = {"winml_candy.onnx"}  # 20 billion multiply-accumulates
+HEAVY = {"winml_candy.onnx", "light_resnet50.onnx"}  # 20 billion multiply-accumulates, and 100 MB of random weights
 
 needs_corpus = pytest.mark.skipif(not FILES, reason="the model corpus is not beside the checkout")
 from_the_wild = [
