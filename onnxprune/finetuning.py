@@ -112,6 +112,8 @@ def finetune(
     check(settings)
     if settings.teacher_share != FinetuneSettings.teacher_share and teacher is None:
         raise InputError("--teacher-share divides the loss with a teacher; give --teacher, or leave it out")
+    if settings.temperature != FinetuneSettings.temperature and teacher is None:
+        raise InputError("--temperature softens a teacher's answers; give --teacher, or leave it out")
     if settings.hints and teacher is None:
         raise InputError("--hints compares with a teacher; give --teacher, or leave it out")
     check_outputs(path, out, force, kinds=("report",), read=(data, teacher, preprocess))
@@ -127,9 +129,11 @@ def finetune(
                 check_teacher(model, taught)
                 check_apart(taught, out, "the teacher")
             samples = read_data(data, model, read_preprocess(preprocess))
+            if label_offset and samples.y is None:
+                raise InputError(f"--label-offset is of labels, and --data {samples.source} has none; leave it out")
             identity = {"model": model.sha256, "teacher": None if taught is None else taught.sha256}
             lesson = divided(samples, model, taught, label_offset, identity, settings)
-            stack.enter_context(_opened_run(folder, resume or force, team))
+            stack.enter_context(_opened_run(folder, resume, force, team))
             judge = _judge(lesson)
         with clock.stage("train"):
             proto, result = train(lesson, settings, folder, team, told, resume)
@@ -210,14 +214,17 @@ def _notes(lesson: Lesson, settings: FinetuneSettings, result: Result) -> list[s
 
 
 @contextmanager
-def _opened_run(folder: Path, may_exist: bool, team: Processes) -> Iterator[None]:
+def _opened_run(folder: Path, resume: bool, force: bool, team: Processes) -> Iterator[None]:
     """Make the folder for checkpoints; where training never began, it goes again.
 
     Raises:
-        InputError: it cannot be made, holds a run already, or another run is at work there.
+        InputError: it cannot be made, holds a run or files of others already, or another run is at work there.
     """
-    if not may_exist and (folder / checkpoint.LAST).exists():
+    if not resume and not force and (folder / checkpoint.LAST).exists():
         raise InputError(f"{folder} holds a run; go on with --resume, start again with --force, or give another --run")
+    others = [] if force else checkpoint.of_others(folder)
+    if others:
+        raise InputError(f"{others[0]} is of no run, and would be overwritten; give another --run, or --force")
     is_new = not folder.exists()
     team.wait()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from onnxprune.model import Model
 from onnxprune.preprocess import Preprocess
 from onnxprune.shapes import Shape
 from onnxprune.weights import Array
+
+IMAGE_CHANNELS = (3, 4)  # beside tokens a single channel is a mask's
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Input:
 def model_inputs(model: Model) -> tuple[Input, ...]:
     """List what a model takes. Pixels are what its one input takes, or of several those with four axes.
 
+    Beside tokens (integers), what has four axes and not the channels of an image is taken for a mask.
+
     Raises:
         InputError: it takes nothing, or something other than tensors of numbers whose first axis is the batch.
     """
@@ -65,9 +69,12 @@ def model_inputs(model: Model) -> tuple[Input, ...]:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
         if dtype.kind in "OUS":
             raise InputError(f"--data feeds numbers; the input {value.name!r} of the model takes text")
-        takes_pixels = len(values) == 1 or len(shape) == 4
-        inputs.append(Input(value.name, shape, dtype, _channel_axis(shape) if takes_pixels else None))
-    return tuple(inputs)
+        inputs.append(Input(value.name, shape, dtype, _channel_axis(shape)))
+    has_tokens = any(fed.dtype.kind in "iu" and len(fed.shape) < 4 for fed in inputs)
+    if len(inputs) == 1:
+        return tuple(inputs)
+    are_pixels = (len(fed.shape) == 4 and (not has_tokens or fed.channels in IMAGE_CHANNELS) for fed in inputs)
+    return tuple(fed if is_ else replace(fed, channel_axis=None) for fed, is_ in zip(inputs, are_pixels, strict=True))
 
 
 def _channel_axis(shape: Shape) -> int:

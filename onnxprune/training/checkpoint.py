@@ -39,6 +39,19 @@ def load(folder: Path, name: str) -> dict[str, Any]:
     return state
 
 
+def of_others(folder: Path) -> list[Path]:
+    """List files that a run would overwrite and that no run has written."""
+    if (folder / LAST).exists():  # what is wrong with it is told where it is loaded
+        return []
+    found = [folder / LOG] if (folder / LOG).exists() else []  # runs write it with their first checkpoint
+    try:
+        if (folder / BEST).exists():
+            load(folder, BEST)
+    except InputError:
+        found.append(folder / BEST)
+    return found
+
+
 def open_board(folder: Path, epoch: int) -> Any:
     """Open a log for TensorBoard that goes on behind an epoch.
 

@@ -20,10 +20,10 @@ from onnxprune.model import Model, analyse, constant_tensor
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain, real_inputs
 from onnxprune.training.functions import Call, Function, as_tensor, find
-from onnxprune.training.sharing import Unshared, writable, write
+from onnxprune.training.sharing import FLOATS, Unshared, single_parameters, writable, write
 from onnxprune.weights import Array, read
 
-FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+HIDDEN = -1e3  # what is added to a score that nothing may come of; its exponential is zero
 LONGEST_LOOP = 1000  # rounds; a longer one would be a graph of as many copies
 
 
@@ -49,19 +49,19 @@ class Executor(nn.Module):
         super().__init__()
         self.proto, self.folder, self.compiled = proto, folder, compiled
         self.outputs = [value.name for value in proto.graph.output] if outputs is None else list(outputs)
-        self._unshared = Unshared(proto)
+        self._unshared = Unshared(proto, folder)
         apart = self._unshared.proto
         self._inlined = inliner.inline_local_functions(apart) if apart.functions else apart
         self.inputs = [value.name for value in real_inputs(proto.graph)]
         stored = writable(apart)
-        trained, followed = _roles(self._inlined, stored)
+        trained, self.followed = _roles(self._inlined, stored)
         self.weights = nn.ParameterDict()
         self.statistics = nn.Module()
         for name in trained:
             values = as_tensor(read(stored[name], folder))
-            if values.isfinite().all():  # others are masks
+            if not _is_mask(values):
                 self.weights[_key(name)] = nn.Parameter(values)
-        for name in followed:
+        for name in self.followed.intersection(stored):
             self.statistics.register_buffer(_key(name), as_tensor(read(stored[name], folder)))
         self._programs: dict[object, _Program] = {}
 
@@ -179,9 +179,9 @@ class _Writer:
             )
         domain = "" if is_default_domain(node.domain) else node.domain
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        call = Call(
-            node.op_type, node.name, self.opsets.get(domain, 1), attributes, len(node.output), self.executor.training
-        )
+        outputs = len("".join("y" if name else " " for name in node.output).rstrip())
+        is_training = self.executor.training and (node.op_type != "BatchNormalization" or self._is_followed(node))
+        call = Call(node.op_type, node.name, self.opsets.get(domain, 1), attributes, outputs, is_training)
         operands: list[Any]
         if node.op_type in COUNTS and all(name in self.known for name in node.input):  # such as the number of a round
             operands = [as_tensor(self.known[name]) for name in node.input]
@@ -193,8 +193,13 @@ class _Writer:
         result = self.graph.call_function(_bound(found, call, operands), tuple(filter(_is_value, operands)))
         for place, name in enumerate(node.output):
             if name:
-                picked = len(node.output) > 1
+                picked = outputs > 1
+                self.known.pop(name, None)
                 self.values[name] = self.graph.call_function(operator.getitem, (result, place)) if picked else result
+
+    def _is_followed(self, node: NodeProto) -> bool:
+        """Tell whether the mean of a BatchNormalization is a statistic that moves; others stay what they are."""
+        return node.input[3] in self.executor.followed
 
     def _operand(self, name: str, holds_sizes: bool) -> fx.Node | Array | None:
         """Give an operand: a number where it holds sizes that are known, None where it is left out."""
@@ -223,7 +228,7 @@ class _Writer:
         if tensor is None:
             raise InputError(f"{at(node.name, node.op_type)} holds text or a sparse tensor, which PyTorch cannot run")
         if node.output[0] not in self.own:
-            self.known[node.output[0]] = read(tensor, self.model.folder)
+            self._know(node.output[0], read(tensor, self.model.folder))
 
     def _identity(self, node: NodeProto) -> None:
         self._rename(node.input[0], node.output[0])
@@ -340,31 +345,49 @@ def _is_value(operand: object) -> TypeGuard[fx.Node]:
     return isinstance(operand, fx.Node)
 
 
-def _roles(proto: ModelProto, stored: Mapping[str, TensorProto]) -> tuple[list[str], list[str]]:
-    """Tell which stored floats are trained, and which are statistics that a BatchNormalization follows.
+def _roles(proto: ModelProto, stored: Mapping[str, TensorProto]) -> tuple[list[str], set[str]]:
+    """Tell which stored floats are trained, and what goes by the names of statistics that a BatchNormalization moves.
 
-    What an operator reads as a size, a bound or a statistic is not trained, nor are single numbers, but for the slope
-    of a PRelu.
+    What an operator reads as a size, a bound or a statistic is not trained, nor are single numbers, but for those that
+    layers learn.
     """
-    followed: set[str] = set()
-    fixed = {value.name for value in proto.graph.output}
+    statistics, fixed = set[str](), set[str]()
     for node in every_node(proto.graph):
         found = find(node.domain, node.op_type)
         if node.op_type == "BatchNormalization":
-            followed.update(node.input[3:5])
+            statistics.update(node.input[3:5])
         elif node.op_type == "Identity":
             continue
         for position, name in enumerate(node.input):
             if found is None or position in (*found.sizes, *found.fixed):
                 fixed.add(name)
+    followed, root = set(statistics), dict[str, str]()
+    for node in proto.graph.node:
+        if node.op_type == "Identity":
+            root[node.output[0]] = root.get(node.input[0], node.input[0])
     for node in reversed(proto.graph.node):
+        if node.op_type in BROUGHT and node.output[0] in fixed:
+            fixed.add(node.input[0])
         if node.op_type == "Identity" and node.output[0] in followed:
             followed.add(node.input[0])
-    fixed |= followed
     floats = [name for name, tensor in stored.items() if tensor.data_type in FLOATS]
-    slopes = {node.input[1] for node in every_node(proto.graph) if node.op_type == "PRelu"}
-    large = [name for name in floats if np.prod(stored[name].dims) > 1 or name in slopes]
-    return [name for name in large if name not in fixed], [name for name in floats if name in followed]
+    followed = {name for name in followed if root.get(name, name) in floats}
+    fixed |= followed | {value.name for value in proto.graph.output}
+    single = single_parameters(proto.graph)
+    large = [name for name in floats if np.prod(stored[name].dims) > 1 or name in single]
+    return [name for name in large if name not in fixed], followed
+
+
+BROUGHT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that bring stored numbers to where they are read."""
+
+
+def _is_mask(values: Tensor) -> bool:
+    """Tell whether numbers only hide something: all are zero, or one that is as good as minus infinity."""
+    if not values.isfinite().all():
+        return True
+    lowest = values.min()
+    return bool(lowest <= HIDDEN) and bool(((values == 0) | (values == lowest)).all())
 
 
 def _key(name: str) -> str:

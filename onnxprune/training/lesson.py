@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,16 @@ from onnxprune.model import Model, constant_tensor
 from onnxprune.nodes import every_body
 from onnxprune.progress import Progress
 from onnxprune.training import normalizing
-from onnxprune.training.executor import FLOATS, Executor
+from onnxprune.training.agreement import check_agreement, disagreement
+from onnxprune.training.augment import choose
+from onnxprune.training.executor import Executor
 from onnxprune.training.losses import Loss, classifier, float_readings, variance
 from onnxprune.training.processes import Processes
 from onnxprune.training.settings import FinetuneSettings, with_rate
+from onnxprune.training.sharing import FLOATS
 from onnxprune.training.trainer import Result, Task, Trainer, check_weights
 
 CALIBRATION = 512  # samples that show how much numbers vary: what is normalised, and what a teacher answers
-CLOSE, CLOSE_HALVES = 1e-3, 3e-2  # of the largest answer, between PyTorch and onnxruntime
-HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ def train(
     normalises = not single and any(n.op_type == "BatchNormalization" for n in started.graph.node)
     settings = with_rate(settings, normalises)
     task = _task(lesson, started, settings)
-    result = Trainer(task, settings, folder, team, progress).run(resume)
+    with _in_words(settings):
+        check_agreement(task.model, next(feeds(task.holdout, model)), task.model.outputs[: task.answers])
+        result = Trainer(task, settings, folder, team, progress).run(resume)
     if not team.is_first or not result.chosen:
         return model.proto, result
     with torch.no_grad():
@@ -92,6 +97,25 @@ def train(
     return trained, result
 
 
+@contextmanager
+def _in_words(settings: FinetuneSettings) -> Iterator[None]:
+    """Say what the user can do about what PyTorch raises.
+
+    Raises:
+        InputError: memory does not suffice, or the model cannot be compiled.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+            text = f"not enough memory to train on {settings.batch} samples at once; give a smaller --batch"
+            raise InputError(text) from error
+        if settings.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0][:200]
+            raise InputError(f"--compile does not work here ({reason}); leave it out") from error
+        raise
+
+
 def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Lesson:
     """Leave out labels that are not to be read, and make sure that there is something to learn.
 
@@ -101,9 +125,16 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     model, train = lesson.model, lesson.train
     readings = float_readings(model)
     images = [given for given in train.inputs if len(given.shape) == 4 and given.dtype.kind == "f"]
-    sides = [min(np.delete(given.shape, (0, given.channel_axis or 1))) for given in images]
+    axes = [(given, given.channel_axis) for given in images]
+    shapes = [(given.shape[axis], *np.delete(given.shape, (0, axis)).tolist()) for given, axis in axes if axis]
+    sides = [min(shape[1:]) for shape in shapes]
     if not sides and (settings.cutout or settings.augment in ("small", "imagenet")):
         raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
+    if settings.cutout and all(choose(settings.augment, (1, *shape)) == "none" for shape in shapes):
+        raise InputError(
+            f"--cutout goes with --augment, and auto leaves images of {shapes[0][0]} channels as they are; give "
+            "--augment small or imagenet, or leave --cutout out"
+        )
     if sides and settings.cutout >= min(sides):
         raise InputError(f"--cutout {settings.cutout} leaves nothing of images of {min(sides)} pixels; give less")
     if train.y is None and lesson.teacher is not None and not settings.teacher_share:
@@ -114,6 +145,8 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
         lesson = replace(lesson, train=train, holdout=replace(lesson.holdout, y=None))
     if train.y is None and lesson.teacher is None:
         raise InputError(f"--data {train.source} has no labels; give some, or a --teacher whose answers to learn")
+    if train.y is None and settings.smoothing:
+        raise InputError("--smoothing is of labels, and none are learnt from; leave it out")
     check_labels(train, 0 if scored is None else model.shapes[readings[scored].tensor][1], lesson.label_offset)
     _check_enough(train, lesson.holdout, (model.fixed_batch(train.inputs[0].name) or 1) * team.count)
     return lesson
@@ -145,16 +178,14 @@ def check_trainable(model: Model, train: Data, holdout: Data) -> None:
     """Make sure that PyTorch can train a model, and that there is something to learn and enough to learn it from.
 
     Raises:
-        InputError: it holds an operator that has no function or no float weights, gives whole numbers only, or takes
-            more samples at once than there are.
+        InputError: it holds an operator that has no function or no float weights, gives whole numbers only, takes
+            more samples at once than there are, or answers otherwise in onnxruntime.
     """
-    float_readings(model)
+    names = [reading.tensor for reading in float_readings(model)]
     _check_enough(train, holdout, model.fixed_batch(train.inputs[0].name) or 1)
-    executor = Executor(model.proto, model.folder).eval()
+    executor = Executor(model.proto, model.folder, names)
     check_weights(executor)
-    feed = next(feeds(holdout, model, most=2))
-    with torch.no_grad():
-        executor(*(torch.from_numpy(x) for x in feed.values()))
+    check_agreement(executor, next(feeds(holdout, model, most=2)), executor.outputs)
 
 
 def check_same(trained: ModelProto, task: Task, model: Model) -> None:
@@ -163,21 +194,10 @@ def check_same(trained: ModelProto, task: Task, model: Model) -> None:
     Raises:
         VerifyError: it does not.
     """
-    feed = next(feeds(task.holdout, model))
     names = task.model.outputs[: task.answers]
-    answers = runtime.open_with(trained, names, model.folder).run(feed, names)
-    task.model.eval()
-    device = next(task.model.parameters()).device
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        wanted = task.model(*(torch.from_numpy(x).to(device) for x in feed.values()))
-    halves = any(tensor.data_type in HALF_TYPES for tensor in model.stored.values())
-    for name, found, values in zip(names, answers, wanted, strict=False):
-        expected = values.cpu().numpy().astype(np.float64)
-        apart = np.abs(found.astype(np.float64) - expected).max() / max(float(np.abs(expected).max()), 1e-12)
-        if not apart < (CLOSE_HALVES if halves else CLOSE):
-            raise VerifyError(
-                f"the trained model answers otherwise in onnxruntime than in PyTorch: {name!r} by {apart:.1e}"
-            )
+    found = disagreement(task.model, trained, next(feeds(task.holdout, model)), names)
+    if found:
+        raise VerifyError(f"the trained model answers otherwise in onnxruntime than in PyTorch: {found}")
 
 
 def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Task:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from onnxprune.answers import Reading, find_readings
 from onnxprune.errors import InputError
 from onnxprune.model import Model
-from onnxprune.training.executor import FLOATS
+from onnxprune.training.sharing import FLOATS
 from onnxprune.weights import Array
 
 STEADY = 1e-6  # of an answer's mean square, which its variance is taken for at least

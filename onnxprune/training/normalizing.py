@@ -153,7 +153,7 @@ def fold(trained: ModelProto, original: ModelProto, folder: Path, norms: Iterabl
         folder: where external data lies.
         norms: what was put in.
     """
-    unshared = Unshared(original)  # as in training: vectors that were one may have become several
+    unshared = Unshared(original, folder)  # as in training: vectors that were one may have become several
     result = unshared.proto
     ours, theirs = writable(result), writable(trained)
     for name, tensor in ours.items():

@@ -21,7 +21,7 @@ class FinetuneSettings:
 
     Attributes:
         epochs: times that every training sample is seen.
-        batch: samples a step, over all processes.
+        batch: most samples a step, over all processes; steps are equally large.
         rate: highest learning rate; None chooses by optimizer and network, see `RATES`.
         optimizer: ``sgd`` (with Nesterov's momentum) or ``adamw``.
         weight_decay: of weights; biases and normalisations have none.

@@ -7,34 +7,54 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, read
 
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+PARAMETERS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), (1, 2)),
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization"), (1, 2)),
+    "PRelu": (1,),
+}
+"""Where layers read what they learn; elsewhere a single number is a constant of a formula."""
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 
 class Unshared:
     """A copy of a model in which every layer has small parameters of its own.
 
-    Larger weights that several nodes read are one weight, and stay so, and so does what these nodes read besides.
+    Exporters store equal numbers once: biases of zeros, scales of ones. Weights, and vectors of several numbers, that
+    several nodes read are shared on purpose, and stay so, and so does what goes with such weights.
 
     Args:
         original: the model; it stays as it is.
+        folder: where its external data lies.
 
     Attributes:
         proto: the copy.
         originals: the name of the tensor that each new one was copied from.
     """
 
-    def __init__(self, original: ModelProto) -> None:
+    def __init__(self, original: ModelProto, folder: Path) -> None:
         self.proto = ModelProto()
         self.proto.CopyFrom(original)
         self.originals: dict[str, str] = {}
         self._before: dict[tuple[int, int], str] = {}  # what a node read in place of a copy
         graph = self.proto.graph
-        small = {t.name: t for t in graph.initializer if is_vector(t.dims) and np.prod(t.dims) > 1}
-        large = {name for name, tensor in writable(self.proto).items() if not is_vector(tensor.dims)}
+        stored, single = writable(self.proto), single_parameters(graph)
+        weights = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
+        large = {name for name, tensor in stored.items() if not is_vector(tensor.dims) or name in weights}
+        small = {
+            name: tensor
+            for name, tensor in stored.items()
+            if name not in large
+            and tensor.data_type in FLOATS
+            and (np.prod(tensor.dims) > 1 or name in single)
+            and len(set(read(tensor, folder).reshape(-1).tolist())) == 1
+        }
         root = {name: name for name in small}
         places: dict[str, dict[tuple[object, ...], list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
         for index, node in enumerate(graph.node):
@@ -60,8 +80,8 @@ class Unshared:
                 graph.initializer.add().CopyFrom(small[name])
                 graph.initializer[-1].name = new
                 if self.proto.ir_version < 4:  # older files list their initializers as inputs too
-                    graph.input.extend([value for value in graph.input if value.name == name][:1])
-                    graph.input[-1].name = new
+                    tensor = small[name]
+                    graph.input.append(helper.make_tensor_value_info(new, tensor.data_type, tensor.dims))
 
     def rejoin(self, proto: ModelProto) -> None:
         """Let nodes read the original tensor again where their copy is still equal to it."""
@@ -76,6 +96,12 @@ class Unshared:
             kept = [entry for entry in listed if entry.name not in gone]
             del listed[:]
             listed.extend(kept)
+
+
+def single_parameters(graph: GraphProto) -> set[str]:
+    """Name what layers read as a weight, a scale, a bias or a slope, and may train even where it is one number."""
+    places = ((node, place) for node in every_node(graph) for place in PARAMETERS.get(node.op_type, ()))
+    return {node.input[place] for node, place in places if place < len(node.input)}
 
 
 def is_vector(shape: Iterable[int]) -> bool:

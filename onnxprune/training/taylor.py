@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.channels import Channels
-from onnxprune.data import Data
+from onnxprune.data import Data, feeds
 from onnxprune.linear import by_group
 from onnxprune.progress import Progress
 from onnxprune.readers import Reader
+from onnxprune.training.agreement import check_agreement
 from onnxprune.training.executor import Executor
 from onnxprune.training.losses import classifier, float_readings
 from onnxprune.weights import Floats
@@ -38,7 +39,7 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
         progress: told how many samples are done.
 
     Raises:
-        InputError: the model holds an operator that PyTorch cannot run.
+        InputError: the model holds an operator that PyTorch cannot run, or does not run as onnxruntime does.
     """
     model = channels.model
     readings = float_readings(model)
@@ -46,6 +47,7 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
     executor = Executor(model.proto, model.folder, names).eval()
     named = dict(executor.named())
     weights = {reader.layer.index: named.get(_weight(channels, reader.layer.index)) for reader in readers}
+    check_agreement(executor, next(feeds(data, model, most=2)), names)
     batch = model.fixed_batch(data.inputs[0].name) or min(BATCH, len(data))
     count = min(SAMPLES, len(data)) // batch * batch
     generator = torch.Generator().manual_seed(seed)

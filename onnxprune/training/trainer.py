@@ -104,11 +104,11 @@ class Trainer:
         self.model = _placed(task.model, team.device)
         if task.teacher is not None:
             _placed(task.teacher, team.device).eval()
-        fixed = task.fixed_batch
-        self.batch = min(settings.batch, len(task.train)) if fixed is None else fixed * team.count
-        self.steps = len(task.train) // self.batch
-        if self.batch % team.count:
-            raise InputError(f"a step of {self.batch} samples does not divide among {team.count} processes")
+        most = min(settings.batch, len(task.train)) if task.fixed_batch is None else task.fixed_batch * team.count
+        if most % team.count:
+            raise InputError(f"a step of {most} samples does not divide among {team.count} processes")
+        self.steps, self.batch = divided(len(task.train), most, task.fixed_batch is not None)
+        self.batch -= self.batch % team.count
         check_weights(task.model)
         assert settings.rate is not None, "`with_rate` chooses one"
         self.rate = settings.rate
@@ -382,6 +382,19 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
         while (item := waiting.result()) is not end:
             waiting = pool.submit(next, items, end)
             yield item  # type: ignore[misc]
+
+
+def divided(count: int, most: int, is_fixed: bool = False) -> tuple[int, int]:
+    """Divide samples among steps of equal size, so that an epoch sees them all but for fewer than there are steps.
+
+    Returns:
+        How many steps, and of how many samples: of no more than `most`, and of more than half as many; where that
+        cannot be, or the size is fixed, of `most`, and the rest waits for another epoch.
+    """
+    steps = -(-count // most)
+    if is_fixed or count // steps * 2 <= most:
+        return count // most, most
+    return steps, count // steps
 
 
 def _optimizer(model: Executor, settings: FinetuneSettings) -> torch.optim.Optimizer:

@@ -110,7 +110,7 @@ def test_trained_numbers_are_written_where_they_were() -> None:
 def biases_shared() -> ModelProto:
     """Two convolutions that share a bias, one of them through an alias; the second layer is used again."""
     b = Builder()
-    first, second, bias = b.weight(4, 4, 1, 1), b.weight(4, 4, 1, 1), b.vector(4)
+    first, second, bias = b.weight(4, 4, 1, 1), b.weight(4, 4, 1, 1), b.store(np.zeros(4))
     x = b.node("Conv", b.input("N", 4, 3, 3), first, bias)
     y = b.node("Conv", x, second, b.node("Identity", bias))
     z = b.node("Conv", y, second, bias)
@@ -189,6 +189,23 @@ def test_an_if_that_looks_at_the_data_is_an_error() -> None:
     model = b.done(b.node("If", seen, then_branch=branch("then", "Mul"), else_branch=branch("else", "Add")), rank=2)
     with pytest.raises(InputError, match=r"\(If\) decides by the data"):
         run(Executor(model, Path()), data(2, 3))
+
+
+def test_names_inside_one_if_are_nothing_to_the_next() -> None:
+    """A stored factor in the first, a computed one of the same name in the second, another stored one in the third."""
+    b = Builder()
+    x, yes = b.input("N", 3), b.store(True, bool)
+    other = [branch(f"other{number}", "Add") for number in range(3)]
+    for number, factor in enumerate((2.0, None, 5.0)):
+        made = helper.make_node("ReduceMax", [x], ["k"], keepdims=0)
+        if factor is not None:
+            made = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(factor)))
+        nodes = [made, helper.make_node("Clip", [x, "", "k"], ["low"]), helper.make_node("Mul", ["low", "k"], ["y"])]
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        then = helper.make_graph(nodes, f"then{number}", [], [out])
+        x = b.node("If", yes, then_branch=then, else_branch=other[number])
+    model, given = b.done(x, rank=2), data(2, 3)
+    np.testing.assert_allclose(run(Executor(model, Path()), given)[0], expected(model, given)[0], rtol=1e-5)
 
 
 def loop(rounds: int, last: int | None = None) -> ModelProto:

@@ -75,6 +75,9 @@ def compare(op: str, operands: tuple[Any, ...], given: dict[str, Any]) -> list[t
 
 
 IMAGE = (1, 2, 7, 6)
+FOR_NEAREST = {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": "floor"}
+SCALED = ((2, 2), (3, 2.5), (0.5, 0.6))
+WHOLE = np.random.default_rng(0).integers(-9, 9, (3, 4)).astype(np.int32)
 BOTH = {"direction": "bidirectional", "hidden_size": 3}
 LSTM = (x(4, 2, 3), Stored(2, 12, 3), Stored(2, 12, 3), Stored(2, 24))
 GRU = (x(4, 2, 3), Stored(2, 9, 3), Stored(2, 9, 3), Stored(2, 18))
@@ -137,6 +140,11 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("RNN", RNN, {**BOTH, "activations": ["Relu", "Tanh"]}),
     ("ReduceSum", (x(2, 3, 4),), {"opset": 11, "axes": [0, -1], "keepdims": 0}),
     ("Resize", (x(*IMAGE), floats(1, 1, 2, 1.5)), {"opset": 10, "mode": "linear"}),
+    ("Resize", (x(*IMAGE), floats(1, 1, 0.6, 1.7)), {"opset": 10}),
+    *(("Resize", (x(*IMAGE), floats(), floats(1, 1, *scales)), {"opset": 11, **FOR_NEAREST}) for scales in SCALED),
+    ("BatchNormalization", (x(4, 3, 5), *(Stored(3) for _ in range(4))), {"opset": 11, "outputs": 5}),
+    ("MeanVarianceNormalization", (x(4, 3, 5),), {}),
+    *((f"Reduce{kind}", (WHOLE,), {"axes": [1]}) for kind in ("L1", "L2", "Mean", "Max")),
     ("RoiAlign", (x(*IMAGE), REGION, ints(0)), {"output_height": 3, "output_width": 2, "opset": 10}),
     ("RoiAlign", (x(*IMAGE), BEYOND, ints(0)), {"output_height": 2, "sampling_ratio": 2, "spatial_scale": 0.7}),
     ("RoiAlign", (x(*IMAGE), REGION, ints(0)), {"output_height": 2, "output_width": 2, "mode": "max"}),

@@ -117,7 +117,10 @@ def with_biases_merged() -> ModelProto:
     x = d.relu("relu2", d.conv("conv2", x, 8, 8))
     x = d.relu("relu3", d.conv("conv3", x, 8, 8))
     model = d.model([("image", ("N", *IMAGE))], [(d.head(x, 8), ("N", CLASSES))])
-    model.graph.node[4].input[2] = model.graph.node[2].input[2]
+    shared = model.graph.node[2].input[2]
+    model.graph.node[4].input[2] = shared
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == shared)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(8, np.float32), shared))
     return model
 
 
@@ -128,7 +131,7 @@ def test_biases_that_were_one_and_became_two_in_training_are_both_there_once_it_
     executor = Executor(insert(model, Path(), norms, feeds()), Path())
     with torch.no_grad():
         for number, values in enumerate(executor.parameters()):
-            values.mul_(1 + 0.1 * number)
+            values.mul_(1 + 0.1 * number).add_(0.01 * number)
     trained = executor.model()
     folded = fold(trained, model, Path(), norms)
     onnx.checker.check_model(folded, full_check=True)

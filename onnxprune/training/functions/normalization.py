@@ -16,17 +16,19 @@ SMALLEST = 1e-9
 def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Result:
     """BatchNormalization: while the model trains, with the statistics of the batch, which move its own along.
 
-    One sample is no batch: it is normalised with the model's own statistics, as in use.
+    One sample is no batch: it is normalised with the model's own statistics, as in use. Before opset 14 the batch
+    counts where the moved statistics are asked for.
     """
     if not call.attribute("spatial", 1):
         raise call.refusal("has statistics for each pixel")
     momentum, epsilon = float(call.attribute("momentum", 0.9)), float(call.attribute("epsilon", 1e-5))
-    if not call.attribute("training_mode", 0):
+    if not call.attribute("training_mode", 0) and (call.version >= 14 or call.outputs == 1):
         y = F.batch_norm(x, mean, variance, scale, bias, call.training and len(x) > 1, 1 - momentum, epsilon)
-        return y if call.outputs == 1 else (y, mean, variance, mean, variance)
+        return call.given([y, mean, variance])
     moments = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     followed = [old * momentum + new * (1 - momentum) for old, new in zip((variance, mean), moments, strict=True)]
-    return call.given([F.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon), *reversed(followed)])
+    y = F.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
+    return call.given([y, *reversed(followed), moments[1], (moments[0] + epsilon).rsqrt()])
 
 
 @function("InstanceNormalization")
@@ -87,5 +89,6 @@ def lp_normalization(call: Call, x: Tensor) -> Tensor:
 @function("MeanVarianceNormalization")
 def mean_variance_normalization(call: Call, x: Tensor) -> Tensor:
     """MeanVarianceNormalization: written so that its gradient stays finite where all numbers are equal."""
-    variance, mean = torch.var_mean(x, list(call.attribute("axes", [0, 2, 3])), correction=0, keepdim=True)
+    axes = [axis for axis in call.attribute("axes", [0, 2, 3]) if axis < x.ndim]
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     return (x - mean) / (variance + SMALLEST**2).sqrt()

@@ -28,13 +28,22 @@ def norm(order: int, x: Tensor, axes: list[int], keepdim: bool = False) -> Tenso
     return found
 
 
+def _of_integers(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Reduce integers as floats; what comes out loses its fraction."""
+
+    def reduced(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
+        return run(x, axes, keepdim) if x.is_floating_point() else run(x.double(), axes, keepdim).to(x.dtype)
+
+    return reduced
+
+
 REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
-    "ReduceL1": partial(norm, 1),
-    "ReduceL2": partial(norm, 2),
-    "ReduceLogSum": lambda x, axes, keepdim: _sum(x, axes, keepdim).log(),
-    "ReduceLogSumExp": torch.logsumexp,
+    "ReduceL1": _of_integers(partial(norm, 1)),
+    "ReduceL2": _of_integers(partial(norm, 2)),
+    "ReduceLogSum": _of_integers(lambda x, axes, keepdim: _sum(x, axes, keepdim).log()),
+    "ReduceLogSumExp": _of_integers(torch.logsumexp),
     "ReduceMax": torch.amax,
-    "ReduceMean": torch.mean,
+    "ReduceMean": _of_integers(torch.mean),
     "ReduceMin": torch.amin,
     "ReduceProd": _product,
     "ReduceSum": _sum,

@@ -20,6 +20,8 @@ NEAREST: dict[str, Callable[[float], int]] = {
     "floor": math.floor,
     "ceil": math.ceil,
 }
+SIMPLE = "simple"  # what onnxruntime does up to opset 10, where the standard is silent: down; up where an axis shrinks
+HALF_PIXEL = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
 Taps = tuple[list[list[int]], list[list[float]], list[bool]]
 TORCH_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -58,7 +60,7 @@ def upsample(call: Call, x: Tensor, scales: Sizes | None = None) -> Tensor:
     """Upsample: positions are divided by the scale."""
     given = numbers(call.attribute("scales") if scales is None else scales)
     axes = {place: Axis(n, math.floor(n * s), s) for place, (n, s) in enumerate(zip(x.shape, given, strict=True))}
-    return _resized(x, axes, Manner(_mode(call), "asymmetric"), None)
+    return _resized(x, axes, Manner(_mode(call), "asymmetric", SIMPLE), None)
 
 
 @function("Resize", sizes=(1, 2, 3))
@@ -129,7 +131,7 @@ def _resized(x: Tensor, axes: dict[int, Axis], manner: Manner, outside: float | 
 def _is_half_pixel(axis: Axis, manner: Manner) -> bool:
     """Tell whether torch's linear interpolation does the same."""
     plain = manner.mode == "linear" and not manner.smooths and not manner.excludes and axis.after > 1
-    return plain and "half_pixel" in manner.coordinates and math.isclose(axis.scale, axis.after / axis.before)
+    return plain and manner.coordinates in HALF_PIXEL and math.isclose(axis.scale, axis.after / axis.before)
 
 
 def _repeats(axis: Axis, manner: Manner) -> bool:
@@ -172,7 +174,8 @@ def _find_taps(axis: Axis, manner: Manner) -> Taps:
     last = axis.before - 1
     is_outside = [not 0 <= place <= last for place in places]
     if manner.mode == "nearest":
-        nearest = NEAREST[manner.nearest]
+        simple = math.ceil if axis.scale < 1 else math.floor
+        nearest = simple if manner.nearest == SIMPLE else NEAREST[manner.nearest]
         return [[min(max(nearest(place), 0), last)] for place in places], [[1.0]] * axis.after, is_outside
     shrunk = min(axis.scale, 1.0) if manner.smooths else 1.0
     weigh = _hat if manner.mode == "linear" else _cubic(manner.cubic)
@@ -200,6 +203,8 @@ def _place(index: int, axis: Axis, coordinates: str) -> float:
         if axis.after == 1:
             return (start + end) * last / 2
         return float(start * last + place * (end - start) * last / (axis.after - 1))
+    if coordinates == "tf_half_pixel_for_nn":
+        return float((place + 0.5) / scale)
     if coordinates == "pytorch_half_pixel" and axis.after == 1:
         return -0.5
     wide = axis.scale * axis.before

@@ -1,0 +1,82 @@
+"""A model that PyTorch runs otherwise than onnxruntime is refused before anything is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cli_nets import run as command
+from nets import Builder
+from onnx import ModelProto
+
+from onnxprune.errors import InputError
+from onnxprune.training import functions
+from onnxprune.training.agreement import check_agreement, disagreement
+from onnxprune.training.executor import Executor
+from training import tasks
+
+FEED = {"x": np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)}
+
+
+def net() -> ModelProto:
+    b = Builder()
+    return b.done(b.head(b.relu(b.conv(b.stem(8), 8, 8, 3, 3)), 8), rank=2)
+
+
+def with_dropout_as_in_training() -> ModelProto:
+    b = Builder()
+    flat = b.node("Flatten", b.node("GlobalAveragePool", b.stem(8)))
+    dropped = b.node("Dropout", flat, b.store(0.5), b.store(True, bool))
+    return b.done(b.linear_rows(dropped, 8, 5), rank=2)
+
+
+def twice_as_much(call: Any, x: Any) -> Any:
+    return 2 * x.clamp(min=0)
+
+
+def test_what_both_compute_alike_is_no_disagreement() -> None:
+    model = net()
+    executor = Executor(model, Path())
+    assert disagreement(executor, model, FEED, executor.outputs) == ""
+
+
+def test_a_function_that_computes_something_else_is_told_with_the_answer_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(functions.FUNCTIONS, ("", "Relu"), functions.Function(twice_as_much))
+    executor = Executor(net(), Path())
+    with pytest.raises(
+        InputError, match=f"PyTorch answers otherwise .*'{executor.outputs[0]}' by .* cannot be trained"
+    ):
+        check_agreement(executor, FEED, executor.outputs)
+
+
+def test_a_model_that_drops_at_random_in_use_is_refused() -> None:
+    executor = Executor(with_dropout_as_in_training(), Path())
+    with pytest.raises(InputError, match="has to be exported for use"):
+        check_agreement(executor, FEED, executor.outputs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("finetune", "model.onnx", "--epochs", 1),
+        ("compress", "model.onnx", "--flops", 0.5, "--finetune-epochs", 1),
+        ("compress", "model.onnx", "--flops", 0.5, "--criterion", "taylor"),
+    ],
+    ids=str,
+)
+def test_no_command_trains_what_is_something_else_in_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tasks.write(tmp_path, count=200)
+    monkeypatch.setitem(functions.FUNCTIONS, ("", "Relu"), functions.Function(twice_as_much))
+    outcome = command(*words, "--data", "data.npz", "-o", "out.onnx")
+    assert outcome.code == 2, outcome.err
+    assert "PyTorch answers otherwise than onnxruntime" in outcome.errors[0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
+    assert onnx.load("model.onnx") == tasks.net()
