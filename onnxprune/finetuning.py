@@ -152,7 +152,7 @@ def finetune(
                 "held_out": len(lesson.holdout),
             },
             _notes(lesson, settings, result),
-            asdict(settings),
+            asdict(replace(settings, rate=result.rate)),
             clock.seconds,
         )
         if team.is_first:

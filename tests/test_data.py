@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune import runtime
 from onnxprune.data import Data, read_data, read_preprocess, split
 from onnxprune.errors import InputError
+from onnxprune.inputs import model_inputs
 from onnxprune.model import Model, analyse
 from onnxprune.preprocess import Preprocess
 
@@ -82,6 +83,34 @@ def saved(folder: Path, **arrays: Any) -> Path:
 def fed(data: Data, size: int = 100) -> Array:
     """Everything the model is fed, in order."""
     return np.concatenate([feed[data.inputs[0].name] for feed, _ in data.batches(size)])
+
+
+def takes(**inputs: tuple[int, tuple[int, ...]]) -> Model:
+    """A network of inputs of these types and shapes, which it gives back."""
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in inputs]
+    values, made = (
+        [helper.make_tensor_value_info(name + end, kind, ("N", *shape)) for name, (kind, shape) in inputs.items()]
+        for end in ("", "_out")
+    )
+    graph = helper.make_graph(nodes, "net", values, made)
+    return loaded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "pixels"),
+    [
+        ({"ids": (TensorProto.INT64, (9,)), "mask": (TensorProto.FLOAT, (1, 9, 9))}, set()),
+        ({"ids": (TensorProto.INT64, (9,)), "image": (TensorProto.FLOAT, (3, 8, 8))}, {"image"}),
+        ({"ids": (TensorProto.INT32, (9,)), "image": (TensorProto.FLOAT, (8, 8, 3))}, {"image"}),
+        ({"left": (TensorProto.FLOAT, (1, 8, 8)), "right": (TensorProto.FLOAT, (1, 8, 8))}, {"left", "right"}),
+        ({"left": (TensorProto.UINT8, (1, 8, 8)), "right": (TensorProto.FLOAT, (1, 8, 8))}, {"left", "right"}),
+        ({"image": (TensorProto.FLOAT, (1, 8, 8)), "number": (TensorProto.FLOAT, (2,))}, {"image"}),
+        ({"mask": (TensorProto.FLOAT, (1, 9, 9))}, {"mask"}),
+    ],
+    ids=str,
+)
+def test_a_mask_beside_tokens_is_no_image(inputs: dict[str, Any], pixels: set[str]) -> None:
+    assert {given.name for given in model_inputs(takes(**inputs)) if given.channel_axis is not None} == pixels
 
 
 # ---- layouts

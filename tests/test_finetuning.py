@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cli_nets import Draft, run
+from cli_nets import CLASSES, Draft, run
 from onnx import ModelProto, helper, numpy_helper
+from torch._dynamo import exc
 from training import tasks
 
 import onnxprune
@@ -27,6 +28,7 @@ from onnxprune.progress import Quiet
 from onnxprune.runs import take
 from onnxprune.training import checkpoint, trainer
 
+ONLY_TAUGHT = ("--teacher", "model.onnx", "--teacher-share", 1)
 QUICK: dict[str, Any] = {"epochs": 3, "batch": 64, "augment": "none", "precision": "fp32"}
 
 
@@ -422,6 +424,8 @@ def test_a_loss_that_one_process_alone_loses_ends_all_of_them(folder: Path) -> N
         (["--epochs", 1, "--teacher", "none.onnx"], "none.onnx does not exist"),
         (["--epochs", 1, "--hints", 1], "--hints compares with a teacher; give --teacher"),
         (["--epochs", 1, "-o", "missing/x.onnx"], "the folder missing does not exist"),
+        (["--epochs", 1, "--temperature", 4], "--temperature softens a teacher's answers; give --teacher"),
+        (["--epochs", 1, *ONLY_TAUGHT, "--smoothing", 0.1], "--smoothing is of labels, and none are learnt from"),
         ([], "Missing option '--epochs'"),
     ],
 )
@@ -438,6 +442,103 @@ def test_no_labels_and_no_teacher_is_an_error(folder: Path) -> None:
     outcome = run("finetune", "model.onnx", "--data", "data.npz", "--epochs", 1)
     assert outcome.code == 2
     assert "has no labels; give some, or a --teacher" in outcome.errors[0]
+
+
+def test_an_offset_of_labels_that_are_not_there_is_an_error(folder: Path) -> None:
+    tasks.write(folder, labels=False)
+    with pytest.raises(InputError, match=r"--label-offset is of labels, and --data data\.npz has none"):
+        finetune(label_offset=1, teacher=Path("model.onnx"))
+
+
+def wide() -> ModelProto:
+    d = Draft()
+    x = d.relu("relu", d.conv("conv", "image", 5, 8))
+    return d.model([("image", ("N", 5, 8, 8))], [(d.head(x, 8), ("N", CLASSES))])
+
+
+def test_a_hole_is_refused_where_no_image_would_get_one(folder: Path) -> None:
+    onnx.save(wide(), "model.onnx")
+    np.savez("data.npz", x=np.zeros((64, 5, 8, 8), np.float32), y=np.arange(64) % CLASSES)
+    with pytest.raises(InputError, match="auto leaves images of 5 channels as they are"):
+        finetune(augment="auto", cutout=3)
+    finetune(augment="small", cutout=3, epochs=1)
+
+
+@pytest.mark.parametrize(("count", "most"), [(254, 128), (48_000, 128), (1000, 300), (256, 256), (90, 89), (3, 2)])
+def test_steps_are_equally_large_and_an_epoch_sees_nearly_every_sample(count: int, most: int) -> None:
+    steps, size = trainer.divided(count, most)
+    assert most / 2 < size <= most
+    assert steps * size <= count
+    if count // -(-count // most) * 2 > most:  # equal steps need not be half as large as was asked for
+        assert count - steps * size < steps
+    assert trainer.divided(count, most, is_fixed=True) == (count // most, most)
+
+
+def test_an_epoch_sees_every_sample_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks.write(folder, count=290)
+    seen, before = [], trainer.Trainer._shown
+
+    def shown(self: trainer.Trainer, inputs: Any, generator: Any) -> Any:
+        seen.extend(x.tobytes() for x in inputs[0].numpy())
+        return before(self, inputs, generator)
+
+    monkeypatch.setattr(trainer.Trainer, "_shown", shown)
+    report = finetune(epochs=1, batch=128)
+    assert len(seen) == len(set(seen)) == report.data["trained"] == 254
+
+
+@pytest.mark.parametrize("name", ["best.pt", "log.jsonl"])
+def test_files_of_others_are_not_overwritten(folder: Path, name: str) -> None:
+    Path("mine").mkdir()
+    (folder / "mine" / name).write_bytes(b"of another program")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=rf"{name} is of no run, and would be overwritten; give another --run"):
+            finetune(run=Path("mine"), resume=resume, epochs=1)
+    assert (folder / "mine" / name).read_bytes() == b"of another program"
+    finetune(run=Path("mine"), force=True, epochs=1)
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_may_start_again(folder: Path) -> None:
+    finetune(run=Path("kept"), epochs=1)
+    for name in ("last.pt", "log.jsonl"):
+        (folder / "kept" / name).unlink()
+    finetune("again.onnx", run=Path("kept"), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked", "text"),
+    [
+        (MemoryError(), {}, "not enough memory to train on 64 samples at once; give a smaller --batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), {}, "give a smaller --batch"),
+        (torch.OutOfMemoryError("CUDA out of memory"), {}, "give a smaller --batch"),
+        (exc.TorchDynamoException("no compiler\nand more"), {"compiled": True}, r"not work here \(no compiler\)"),
+    ],
+    ids=str,
+)
+def test_what_pytorch_cannot_do_here_is_said_with_what_helps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, asked: dict[str, Any], text: str
+) -> None:
+    def fail(self: trainer.Trainer, resume: bool = False) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer.Trainer, "run", fail)
+    monkeypatch.setattr("onnxprune.training.lesson.check_agreement", lambda *given: None)
+    with pytest.raises(InputError, match=text):
+        finetune(**asked)
+
+
+def test_a_defect_stays_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: trainer.Trainer, resume: bool = False) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(trainer.Trainer, "run", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        finetune()
+
+
+def test_the_report_tells_the_rate_that_was_chosen(folder: Path) -> None:
+    for norms, rate in (("insert", 0.05), ("keep", 0.005)):
+        assert finetune(f"{norms}.onnx", norms=norms, epochs=1).settings["rate"] == rate
 
 
 def test_the_command_shows_epochs_and_what_they_brought(folder: Path) -> None:

@@ -73,12 +73,14 @@ class Result:
         rows: what happened in each epoch.
         chosen: the epoch they are from; 0 is before training.
         stopped: why it ended early, or empty.
+        rate: the highest learning rate.
     """
 
     weights: Weights
     rows: list[dict[str, Any]]
     chosen: int
     stopped: str
+    rate: float
 
     def notes(self, options: str) -> list[str]:
         """Say what the user should know, with the options that would take another epoch."""
@@ -157,9 +159,9 @@ class Trainer:
                 board.flush()
             self.progress.say(_line(self.rows[-1], self.settings.epochs, is_best=best_epoch == epoch))
         if not self.team.is_first:
-            return Result({}, self.rows, best_epoch, stopped)
+            return Result({}, self.rows, best_epoch, stopped, self.rate)
         chosen, epoch = self._chosen()
-        return Result(chosen, self.rows, epoch, stopped)
+        return Result(chosen, self.rows, epoch, stopped, self.rate)
 
     def _has_begun(self) -> bool:
         """Tell whether the folder holds a run to go on with; all processes must see the same."""
