@@ -367,8 +367,23 @@ def test_weights_inside_a_branch_stay_and_the_report_says_so(folder: Path, form:
     onnx.checker.check_model(model)
     onnx.save(model, "model.onnx")
     (note,) = finetune(epochs=1).notes
-    assert note == "what lies inside If, Loop or Scan is not trained: 'inner'"
+    assert note == "what lies inside If, Loop, Scan or a local function is not trained: 'inner'"
     assert onnx.load("trained.onnx").graph.node[-1] == model.graph.node[-1]
+
+
+def test_weights_inside_a_local_function_stay_and_the_report_says_so(folder: Path) -> None:
+    model = onnx.load("model.onnx")
+    values = numpy_helper.from_array(np.float32([1, 2, 3, 4]), "inner")
+    nodes = [helper.make_node("Constant", [], ["inner"], value=values), helper.make_node("Mul", ["x", "inner"], ["y"])]
+    model.functions.append(helper.make_function("here", "Scale", ["x"], ["y"], nodes, [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("here", 1))
+    model.graph.node.append(helper.make_node("Scale", [model.graph.output[0].name], ["out"], domain="here"))
+    model.graph.output[0].name = "out"
+    onnx.checker.check_model(model)
+    onnx.save(model, "model.onnx")
+    (note,) = finetune(epochs=1).notes
+    assert note == "what lies inside If, Loop, Scan or a local function is not trained: 'inner'"
+    assert onnx.load("trained.onnx").functions == model.functions
 
 
 def test_weights_may_have_any_name(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from onnxprune import runtime
 from onnxprune.answers import Reading
@@ -161,17 +161,18 @@ def _check_enough(train: Data, holdout: Data, fixed: int) -> None:
 
 
 def untrained(model: Model) -> list[str]:
-    """Say what looks like weights and stays as it is: tensors that lie inside If, Loop and Scan."""
+    """Say what looks like weights and stays as it is: tensors that lie inside If, Loop, Scan and local functions."""
     found = dict[str, TensorProto]()
-    for body in every_body(model.proto.graph):
-        found |= {tensor.name: tensor for tensor in body.initializer}
+    for body in (*every_body(model.proto.graph), *model.proto.functions):
+        if isinstance(body, GraphProto):
+            found |= {tensor.name: tensor for tensor in body.initializer}
         constants = [node for node in body.node if node.op_type == "Constant"]
         found |= {node.output[0]: tensor for node in constants if (tensor := constant_tensor(node)) is not None}
     names = [name for name, tensor in found.items() if tensor.data_type in FLOATS and np.prod(tensor.dims) > 1]
     if not names:
         return []
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return [f"what lies inside If, Loop or Scan is not trained: {names[0]!r}{more}"]
+    return [f"what lies inside If, Loop, Scan or a local function is not trained: {names[0]!r}{more}"]
 
 
 def check_trainable(model: Model, train: Data, holdout: Data) -> None:
