@@ -51,9 +51,7 @@ class Input:
 
 
 def model_inputs(model: Model) -> tuple[Input, ...]:
-    """List what a model takes. Pixels are what its one input takes, or of several those with four axes.
-
-    Beside tokens (integers), what has four axes and not the channels of an image is taken for a mask.
+    """List what a model takes. Pixels are what its one input takes, or of several those with four axes but for masks.
 
     Raises:
         InputError: it takes nothing, or something other than tensors of numbers whose first axis is the batch.
@@ -70,11 +68,15 @@ def model_inputs(model: Model) -> tuple[Input, ...]:
         if dtype.kind in "OUS":
             raise InputError(f"--data feeds numbers; the input {value.name!r} of the model takes text")
         inputs.append(Input(value.name, shape, dtype, _channel_axis(shape)))
-    has_tokens = any(fed.dtype.kind in "iu" and len(fed.shape) < 4 for fed in inputs)
+    return tuple(fed if _takes_pixels(fed, inputs) else replace(fed, channel_axis=None) for fed in inputs)
+
+
+def _takes_pixels(fed: Input, inputs: Sequence[Input]) -> bool:
+    """Tell images from vectors, and from masks: those have as many columns as there are tokens (integers)."""
     if len(inputs) == 1:
-        return tuple(inputs)
-    are_pixels = (len(fed.shape) == 4 and (not has_tokens or fed.channels in IMAGE_CHANNELS) for fed in inputs)
-    return tuple(fed if is_ else replace(fed, channel_axis=None) for fed, is_ in zip(inputs, are_pixels, strict=True))
+        return True
+    lengths = {other.shape[1] for other in inputs if other.dtype.kind in "iu" and len(other.shape) == 2}
+    return len(fed.shape) == 4 and (fed.channels in IMAGE_CHANNELS or fed.shape[3] not in lengths)
 
 
 def _channel_axis(shape: Shape) -> int:

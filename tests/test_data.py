@@ -105,6 +105,7 @@ def takes(**inputs: tuple[int, tuple[int, ...]]) -> Model:
         ({"left": (TensorProto.FLOAT, (1, 8, 8)), "right": (TensorProto.FLOAT, (1, 8, 8))}, {"left", "right"}),
         ({"left": (TensorProto.UINT8, (1, 8, 8)), "right": (TensorProto.FLOAT, (1, 8, 8))}, {"left", "right"}),
         ({"image": (TensorProto.FLOAT, (1, 8, 8)), "number": (TensorProto.FLOAT, (2,))}, {"image"}),
+        ({"image": (TensorProto.FLOAT, (1, 8, 8)), "class": (TensorProto.INT64, (1,))}, {"image"}),
         ({"mask": (TensorProto.FLOAT, (1, 9, 9))}, {"mask"}),
     ],
     ids=str,

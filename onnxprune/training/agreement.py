@@ -29,7 +29,7 @@ def disagreement(executor: Executor, proto: ModelProto, feed: Mapping[str, Array
     """
     answers = runtime.open_with(proto, names, executor.folder).run(feed, names)
     executor.eval()
-    device = next(executor.parameters()).device
+    device = next((values.device for values in executor.parameters()), torch.device("cpu"))
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         wanted = executor(*(torch.from_numpy(x).to(device) for x in feed.values()))
     halves = any(tensor.data_type in HALF_TYPES for tensor in writable(proto).values())

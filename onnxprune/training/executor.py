@@ -194,7 +194,8 @@ class _Writer:
         for place, name in enumerate(node.output):
             if name:
                 picked = outputs > 1
-                self.known.pop(name, None)
+                if name not in self.model.size_values:  # a body before may have known something by this name
+                    self.known.pop(name, None)
                 self.values[name] = self.graph.call_function(operator.getitem, (result, place)) if picked else result
 
     def _is_followed(self, node: NodeProto) -> bool:

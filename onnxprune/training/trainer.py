@@ -106,9 +106,10 @@ class Trainer:
         self.model = _placed(task.model, team.device)
         if task.teacher is not None:
             _placed(task.teacher, team.device).eval()
-        most = min(settings.batch, len(task.train)) if task.fixed_batch is None else task.fixed_batch * team.count
-        if most % team.count:
-            raise InputError(f"a step of {most} samples does not divide among {team.count} processes")
+        asked = settings.batch if task.fixed_batch is None else task.fixed_batch * team.count
+        if asked % team.count:
+            raise InputError(f"a step of {asked} samples does not divide among {team.count} processes")
+        most = min(asked, len(task.train) // team.count * team.count)
         self.steps, self.batch = divided(len(task.train), most, task.fixed_batch is not None)
         self.batch -= self.batch % team.count
         check_weights(task.model)
