@@ -16,7 +16,7 @@ from onnxprune.preprocess import Preprocess
 from onnxprune.shapes import Shape
 from onnxprune.weights import Array
 
-IMAGE_CHANNELS = (3, 4)  # beside tokens a single channel is a mask's
+IMAGE_CHANNELS = (3, 4)  # what has others may be a mask
 
 
 @dataclass(frozen=True)
