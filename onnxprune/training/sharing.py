@@ -53,7 +53,7 @@ class Unshared:
             if name not in large
             and tensor.data_type in FLOATS
             and (np.prod(tensor.dims) > 1 or name in single)
-            and len(set(read(tensor, folder).reshape(-1).tolist())) == 1
+            and _are_equal(read(tensor, folder))
         }
         root = {name: name for name in small}
         places: dict[str, dict[tuple[object, ...], list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
@@ -129,6 +129,10 @@ def write(tensor: TensorProto, values: Array, folder: Path) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         if doc:
             tensor.doc_string = doc
+
+
+def _are_equal(values: Array) -> bool:
+    return values.size > 0 and bool((values == values.reshape(-1)[0]).all())
 
 
 def _same(one: TensorProto, other: TensorProto) -> bool:
