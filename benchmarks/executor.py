@@ -29,8 +29,8 @@ from onnxprune.errors import InputError
 from onnxprune.model import read_file, stored_tensors
 from onnxprune.shapes import Shape, bind_inputs, example_inputs
 from onnxprune.training.executor import Executor
-from onnxprune.training.sharing import FLOATS
 from onnxprune.training.functions import as_tensor
+from onnxprune.training.sharing import FLOATS
 from onnxprune.weights import Array
 
 COLUMNS = ("file", "difference", "comes back", "trained", "ms", "onnxruntime ms", "error")
