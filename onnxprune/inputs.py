@@ -40,6 +40,13 @@ class Input:
         """How many channels it has; 1 where it has no axis for them."""
         return self.shape[self.channel_axis] if self.channel_axis and len(self.shape) > self.channel_axis else 1
 
+    @property
+    def image(self) -> Shape | None:
+        """The channels and the sides of the images that it takes, in floats; None where it takes none."""
+        if self.channel_axis is None or len(self.shape) != 4 or self.dtype.kind != "f":
+            return None
+        return self.channels, *(size for axis, size in enumerate(self.shape) if axis not in (0, self.channel_axis))
+
     def feed(self, x: Array, preprocess: Preprocess | None) -> Array:
         """Bring samples of its layout to its numbers and its type."""
         if preprocess is not None and self.channel_axis is not None:

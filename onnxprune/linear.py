@@ -14,6 +14,7 @@ from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, Floats
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto
 
 from onnxprune import runtime
 from onnxprune import shapes as sizes
 from onnxprune.channels import Channels, find_channels
 from onnxprune.errors import InputError, VerifyError
-from onnxprune.linear import FLOAT_TYPES
+from onnxprune.linear import FLOAT_TYPES, HALF_TYPES
 from onnxprune.metrics import Costs
 from onnxprune.model import Model, analyse, check
 from onnxprune.ops.rule import Mask
@@ -32,7 +32,6 @@ TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest output; the second wher
 FURTHER = (32, 64, 1, 2, 8, -1)  # by so much free sizes are larger; many networks take multiples of one only
 Bound = dict[str, sizes.Shape]
 """The sizes of each input."""
-HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[str, str]:

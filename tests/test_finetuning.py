@@ -481,12 +481,12 @@ def test_a_hole_is_refused_where_no_image_would_get_one(folder: Path) -> None:
 
 @pytest.mark.parametrize(("count", "most"), [(254, 128), (48_000, 128), (1000, 300), (256, 256), (90, 89), (3, 2)])
 def test_steps_are_equally_large_and_an_epoch_sees_nearly_every_sample(count: int, most: int) -> None:
-    steps, size = trainer.divided(count, most)
+    steps, size = trainer.equal_steps(count, most)
     assert most / 2 < size <= most
     assert steps * size <= count
     if count // -(-count // most) * 2 > most:  # equal steps need not be half as large as was asked for
         assert count - steps * size < steps
-    assert trainer.divided(count, most, is_fixed=True) == (count // most, most)
+    assert trainer.equal_steps(count, most, is_fixed=True) == (count // most, most)
 
 
 def test_an_epoch_sees_every_sample_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from onnxprune import runtime
 from onnxprune.errors import InputError
+from onnxprune.linear import HALF_TYPES
 from onnxprune.training.executor import Executor
 from onnxprune.training.sharing import writable
 from onnxprune.weights import Array
 
 CLOSE, CLOSE_HALVES = 1e-3, 3e-2  # of the largest answer, between PyTorch and onnxruntime
-HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 def disagreement(executor: Executor, proto: ModelProto, feed: Mapping[str, Array], names: Sequence[str]) -> str:

@@ -179,7 +179,7 @@ class _Writer:
             )
         domain = "" if is_default_domain(node.domain) else node.domain
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        outputs = len("".join("y" if name else " " for name in node.output).rstrip())
+        outputs = max((place for place, name in enumerate(node.output, start=1) if name), default=0)
         is_training = self.executor.training and (node.op_type != "BatchNormalization" or self._is_followed(node))
         call = Call(node.op_type, node.name, self.opsets.get(domain, 1), attributes, outputs, is_training)
         operands: list[Any]
@@ -352,17 +352,16 @@ def _roles(proto: ModelProto, stored: Mapping[str, TensorProto]) -> tuple[list[s
     What an operator reads as a size, a bound or a statistic is not trained, nor are single numbers, but for those that
     layers learn.
     """
-    statistics, fixed = set[str](), set[str]()
+    followed, fixed, root = set[str](), set[str](), dict[str, str]()
     for node in every_node(proto.graph):
         found = find(node.domain, node.op_type)
         if node.op_type == "BatchNormalization":
-            statistics.update(node.input[3:5])
+            followed.update(node.input[3:5])
         elif node.op_type == "Identity":
             continue
         for position, name in enumerate(node.input):
             if found is None or position in (*found.sizes, *found.fixed):
                 fixed.add(name)
-    followed, root = set(statistics), dict[str, str]()
     for node in proto.graph.node:
         if node.op_type == "Identity":
             root[node.output[0]] = root.get(node.input[0], node.input[0])

@@ -124,15 +124,13 @@ def _checked(lesson: Lesson, settings: FinetuneSettings, team: Processes) -> Les
     """
     model, train = lesson.model, lesson.train
     readings = float_readings(model)
-    images = [given for given in train.inputs if len(given.shape) == 4 and given.dtype.kind == "f"]
-    axes = [(given, given.channel_axis) for given in images]
-    shapes = [(given.shape[axis], *np.delete(given.shape, (0, axis)).tolist()) for given, axis in axes if axis]
-    sides = [min(shape[1:]) for shape in shapes]
+    images = [given.image for given in train.inputs if given.image is not None]
+    sides = [min(image[1:]) for image in images]
     if not sides and (settings.cutout or settings.augment in ("small", "imagenet")):
         raise InputError("--augment and --cutout change images, and the model takes none; leave them out")
-    if settings.cutout and all(choose(settings.augment, (1, *shape)) == "none" for shape in shapes):
+    if settings.cutout and all(choose(settings.augment, (1, *image)) == "none" for image in images):
         raise InputError(
-            f"--cutout goes with --augment, and auto leaves images of {shapes[0][0]} channels as they are; give "
+            f"--cutout goes with --augment, and auto leaves images of {images[0][0]} channels as they are; give "
             "--augment small or imagenet, or leave --cutout out"
         )
     if sides and settings.cutout >= min(sides):

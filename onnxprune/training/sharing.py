@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from onnxprune.linear import LINEAR
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, read
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-PARAMETERS = {
+LEARNT = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), (1, 2)),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization"), (1, 2)),
     "PRelu": (1,),
 }
 """Where layers read what they learn; elsewhere a single number is a constant of a formula."""
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 class Unshared:
@@ -45,7 +45,7 @@ class Unshared:
         self._before: dict[tuple[int, int], str] = {}  # what a node read in place of a copy
         graph = self.proto.graph
         stored, single = writable(self.proto), single_parameters(graph)
-        weights = {node.input[1] for node in graph.node if node.op_type in WEIGHTED}
+        weights = {node.input[1] for node in graph.node if node.op_type in LINEAR}
         large = {name for name, tensor in stored.items() if not is_vector(tensor.dims) or name in weights}
         small = {
             name: tensor
@@ -100,7 +100,7 @@ class Unshared:
 
 def single_parameters(graph: GraphProto) -> set[str]:
     """Name what layers read as a weight, a scale, a bias or a slope, and may train even where it is one number."""
-    places = ((node, place) for node in every_node(graph) for place in PARAMETERS.get(node.op_type, ()))
+    places = ((node, place) for node in every_node(graph) for place in LEARNT.get(node.op_type, ()))
     return {node.input[place] for node, place in places if place < len(node.input)}
 
 

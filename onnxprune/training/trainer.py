@@ -110,7 +110,7 @@ class Trainer:
         if asked % team.count:
             raise InputError(f"a step of {asked} samples does not divide among {team.count} processes")
         most = min(asked, len(task.train) // team.count * team.count)
-        self.steps, self.batch = divided(len(task.train), most, task.fixed_batch is not None)
+        self.steps, self.batch = equal_steps(len(task.train), most, task.fixed_batch is not None)
         self.batch -= self.batch % team.count
         check_weights(task.model)
         assert settings.rate is not None, "`with_rate` chooses one"
@@ -277,7 +277,7 @@ class Trainer:
         shown = []
         state = generator.get_state()
         for x, given in zip(inputs, self.task.train.inputs, strict=True):
-            if given.channel_axis is not None and x.ndim == 4 and x.is_floating_point():
+            if given.image is not None and given.channel_axis is not None:
                 generator.set_state(state)  # images that belong together move together
                 images = x.movedim(given.channel_axis, 1)
                 how = choose(self.settings.augment, tuple(images.shape))
@@ -387,7 +387,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item  # type: ignore[misc]
 
 
-def divided(count: int, most: int, is_fixed: bool = False) -> tuple[int, int]:
+def equal_steps(count: int, most: int, is_fixed: bool = False) -> tuple[int, int]:
     """Divide samples among steps of equal size, so that an epoch sees them all but for fewer than there are steps.
 
     Returns:

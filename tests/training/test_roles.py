@@ -20,16 +20,16 @@ def learnt(executor: Executor) -> dict[str, tuple[int, ...]]:
     return {name: tuple(values.shape) for name, values in executor.named() if isinstance(values, nn.Parameter)}
 
 
-def moved(executor: Executor, x: torch.Tensor) -> ModelProto:
+def moved(executor: Executor, *inputs: torch.Tensor) -> ModelProto:
     """Take a step of training that moves everything that can move, and give the model back."""
     optimizer = torch.optim.SGD(executor.parameters(), lr=0.1)
-    executor.train()(x)[0].square().mean().backward()
+    executor.train()(*inputs)[0].square().mean().backward()
     optimizer.step()
     return executor.model()
 
 
-def images(*shape: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(1).standard_normal(shape or (6, 3, 6, 6)).astype(np.float32))
+def images(count: int = 6) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).standard_normal((count, 3, 6, 6)).astype(np.float32))
 
 
 def test_the_one_bias_of_a_layer_with_one_output_is_learnt_and_the_one_factor_of_a_formula_is_not() -> None:
@@ -65,11 +65,7 @@ def test_a_layer_that_is_used_twice_stays_one_and_equal_numbers_that_were_merged
         x = b.relu(b.node("BatchNormalization", b.node("Conv", x, *shared[:2]), *shared[2:]))
         ends.append(b.node("Conv", x, b.weight(4, 4, 1, 1), merged))
     model = b.done(b.node("Sub", *ends))
-    executor = Executor(model, Path())
-    optimizer = torch.optim.SGD(executor.parameters(), lr=0.1)
-    executor.train()(images(), images(6, 3, 6, 6) * 2)[0].square().mean().backward()
-    optimizer.step()
-    trained = executor.model()
+    trained = moved(Executor(model, Path()), images(), 2 * images())
     onnx.checker.check_model(trained, full_check=True)
     before, after = ({node.output[0]: list(node.input) for node in m.graph.node} for m in (model, trained))
     different = {name for made in after for name in after[made] if name not in before[made]}
@@ -88,13 +84,13 @@ def test_norms_whose_zeros_and_ones_were_merged_follow_their_own_maps(as_nodes: 
         x = b.node("Conv", x, b.weight(width, before, 3, 3))
         x = b.relu(b.node("BatchNormalization", b.node("Mul", x, b.store(9.0)), ones, zeros, zeros, ones))
     executor = Executor(b.done(x), Path())
-    trained = moved(executor, images(6, 3, 6, 6))
+    trained = moved(executor, images())
     onnx.checker.check_model(trained, full_check=True)
     norms = [node for node in trained.graph.node if node.op_type == "BatchNormalization"]
     assert len({name for node in norms for name in node.input[1:]}) == 8
     with torch.no_grad():
-        ours = executor.eval()(images(5, 3, 6, 6))[0].numpy()
-    (theirs,) = runtime.evaluate(trained, {"x": images(5, 3, 6, 6).numpy()})
+        ours = executor.eval()(images(5))[0].numpy()
+    (theirs,) = runtime.evaluate(trained, {"x": images(5).numpy()})
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -109,7 +105,7 @@ def test_a_norm_whose_statistics_cannot_move_keeps_to_them(kind: str) -> None:
     else:
         read = [b.node("Constant", value_floats=[float(number) for number in v]) for v in values]
     model = b.done(b.relu(b.node("BatchNormalization", b.stem(4), b.positive(4), b.vector(4), *read)))
-    executor, x = Executor(model, Path()), images(5, 3, 6, 6)
+    executor, x = Executor(model, Path()), images(5)
     with torch.no_grad():
         before = executor.eval()(x)[0]
         torch.testing.assert_close(executor.train()(x)[0], before)
@@ -126,6 +122,6 @@ def test_older_files_that_list_stored_numbers_as_inputs_may_merge_constants() ->
     for before in (3, 4):
         x = b.node("Conv", x, b.weight(4, before, 3, 3), zeros)
     model = b.done(b.relu(x))
-    trained = moved(Executor(model, Path()), images(6, 3, 6, 6))
+    trained = moved(Executor(model, Path()), images())
     onnx.checker.check_model(trained, full_check=True)
     assert trained.graph.input[0].name == "x"
