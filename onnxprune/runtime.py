@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,9 @@ class Session:
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
         if isinstance(model, Path) and _ir_version(model) > MAX_IR_VERSION:
             model, folder = onnx.load(str(model), load_external_data=False), model.parent
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        with ExitStack() as stack:
             try:
-                source = _source(model, Path(scratch), folder)
+                source = _source(model, folder, stack)
                 if folder is not None and isinstance(source, bytes):
                     options.add_session_config_entry(FOLDER_OPTION, str(folder))
                 chosen = [provider] if provider == CPU else [provider, CPU]
@@ -278,11 +279,11 @@ def _missing(provider: str) -> str:
     return ""
 
 
-def _source(model: Path | onnx.ModelProto, scratch: Path, folder: Path | None) -> str | bytes:
+def _source(model: Path | onnx.ModelProto, folder: Path | None, stack: ExitStack) -> str | bytes:
     """Give onnxruntime a file, or a model in memory with an IR version that it takes.
 
     Large models in memory go through a file with their weights beside it, which onnxruntime maps: serialized, they
-    would be held three times over, and past 2 GB not at all.
+    would be held three times over, and past 2 GB not at all. The file is gone when the stack is left.
     """
     if isinstance(model, Path):
         return str(model)
@@ -292,6 +293,7 @@ def _source(model: Path | onnx.ModelProto, scratch: Path, folder: Path | None) -
         model.ir_version = min(ir_version, MAX_IR_VERSION)
         if inside <= LARGE:
             return bytes(model.SerializeToString())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         write_beside(model, scratch / "model.onnx", folder or Path())
         return str(scratch / "model.onnx")
     finally:
