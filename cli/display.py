@@ -262,11 +262,11 @@ def write_result(json_file: Path | None, content: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from onnxprune.files import aside
+    from onnxprune.files import ESCAPED, aside
 
     if json_file is None:
         return
-    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", ESCAPED).decode("utf-8")
     if str(json_file) == "-":
         click.echo(text)
         return

@@ -20,7 +20,7 @@ from onnxprune.problem import Align, Problem
 from onnxprune.profiling import intervals
 from onnxprune.profiling.intervals import Interval
 from onnxprune.reporting import latency
-from onnxprune.targets import Target
+from onnxprune.targets import Target, amounts
 
 WORDS = {
     "macs": "FLOPs (multiply-accumulates)",
@@ -28,8 +28,6 @@ WORDS = {
     LATENCY: "time of a run",
     MEMORY: "memory of a process",
 }
-AMOUNTS = {LATENCY: (1e3, "ms"), MEMORY: (1e6, "MB")}
-"""How much of a metric counts as one where it is shown, and of what; all else is shown as it is counted."""
 WITHOUT = "--verify none compresses a model that onnxruntime cannot run"
 FOLLOWS = 0.8  # time follows the MACs well enough where the share of MACs is at least this part of the share of time
 CLOSE = 0.05  # part of a limit; a cost as close to it as that is held down by it
@@ -157,12 +155,8 @@ def early_end(search: Searched) -> list[str]:
 
 def described(target: Target, original: Mapping[str, float]) -> str:
     """Say a target in words, with both numbers."""
-    total = original[target.metric]
-    one, unit = AMOUNTS.get(target.metric, (1, ""))
-    amounts = (
-        f"{target.limit / one:.4g} of {total / one:.4g} {unit}" if unit else f"{target.limit:,.0f} of {total:,.0f}"
-    )
-    return f"{target.limit / max(total, 1):.1%} of the {WORDS[target.metric]}: {amounts}."
+    metric, total = target.metric, original[target.metric]
+    return f"{target.limit / max(total, 1):.1%} of the {WORDS[metric]}: {amounts(metric, target.limit, total)}."
 
 
 def check_runs(model: Model, device: Device) -> None:

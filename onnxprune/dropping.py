@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Protocol
 
 from onnxprune import runtime
 from onnxprune.attempts import Attempts
+from onnxprune.course import TIME_IS_UP
 from onnxprune.errors import TargetError
 from onnxprune.finish import Finish
 from onnxprune.journal import Journal
 from onnxprune.prepare import Prepared
 from onnxprune.progress import Progress, Quiet
 from onnxprune.surgery import cut
-from onnxprune.weights import Floats
 
 TRIALS = 7  # each halves the range of shares that is left
 
 
+class Attempting(Protocol):
+    """Makes attempts at a target."""
+
+    def __call__(self, progress: Progress, targets: Mapping[str, str]) -> Attempts:
+        """Search for a plan that meets the targets."""
+
+
 def smallest_within(
-    points: float,
-    prepared: Prepared,
-    worth: Sequence[Floats],
-    journal: Journal,
-    finish: Finish,
-    progress: Progress,
-) -> dict[str, str]:
+    points: float, prepared: Prepared, attempting: Attempting, journal: Journal, finish: Finish, progress: Progress
+) -> Attempts:
     """Find the smallest share of the FLOPs at which the repaired model loses at most so many points.
+
+    Once the time of the search is up, no further share is tried.
 
     Args:
         points: of accuracy, or of agreement with the original where there are no labels.
         prepared: the model and its data.
-        worth: per group how much each channel matters.
+        attempting: searches.
         journal: judges plans, and remembers.
         finish: repairs, and tells what is lost on the samples held out.
         progress: told about each trial.
 
     Returns:
-        The target that leads to it; all of the FLOPs where every trial loses more.
+        The attempts whose plan was measured to lose no more; at all of the FLOPs where every trial loses more.
     """
-    low, high = _lowest(prepared), 1.0
+    low, high, best = _lowest(prepared), 1.0, None
+    limit, is_over = prepared.source.settings.time_limit, False
     for trial in range(1, TRIALS + 1):
+        is_over = trial > 1 and limit is not None and journal.seconds >= limit
+        if is_over:
+            break
         share = (low + high) / 2
-        found = _trial(share, prepared, worth, journal, finish, progress)
-        if found is None:
+        try:
+            found = attempting(_Steps(progress), _target(share))
+        except TargetError:
             low = share
             continue
-        kept, drop = found
-        progress.say(f"trial {trial} of {TRIALS}: {kept:.1%} of the FLOPs kept, {drop:.2f} points lost")
-        low, high = (low, share) if drop <= points else (share, high)
-    return _target(high)
+        drop = _drop(found, journal, finish)
+        progress.say(
+            f"trial {trial} of {TRIALS}: {found.best.macs_share:.1%} of the FLOPs kept, {drop:.2f} points lost"
+        )
+        if drop <= points:
+            high, best = share, found
+        else:
+            low = share
+    best = best or attempting(progress, _target(1.0))
+    if is_over:
+        best.best.stopped = TIME_IS_UP
+    return best
 
 
-def _trial(
-    share: float,
-    prepared: Prepared,
-    worth: Sequence[Floats],
-    journal: Journal,
-    finish: Finish,
-    progress: Progress,
-) -> tuple[float, float] | None:
-    """Cut to a share of the FLOPs and repair: the share really kept, and the points lost (None: it cannot be met)."""
-    try:
-        attempt = Attempts(prepared, worth, journal, _Steps(progress), _target(share)).best
-    except TargetError:
-        return None
-
-    def measured() -> float:
-        return finish.loss(attempt.plan, cut(attempt.channels, attempt.plan, runtime.evaluate))
-
-    return attempt.macs_share, journal.drop(attempt.plan, measured)
+def _drop(attempts: Attempts, journal: Journal, finish: Finish) -> float:
+    """Repair what was found, and measure the points that it loses."""
+    attempt = attempts.best
+    smaller = cut(attempt.channels, attempt.plan, runtime.evaluate)
+    return journal.drop(attempt.plan, lambda: finish.loss(attempt.plan, smaller))
 
 
 def _target(share: float) -> dict[str, str]:

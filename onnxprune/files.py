@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 1e300
+ESCAPED = "backslashreplace"  # a file name that is no UTF-8 is written as JSON escapes it, and read as it was
 
 
 def is_same(one: Path, other: Path) -> bool:
@@ -40,13 +41,13 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file; `outputs` writes it aside first, so that no reader sees half of it."""
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8", errors=ESCAPED)
 
 
 def replace_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is whole whenever this process ends; `.NAME` is for the draft."""
     draft = path.with_name(f".{path.name}")
-    with draft.open("w", encoding="utf-8") as file:
+    with draft.open("w", encoding="utf-8", errors=ESCAPED) as file:
         file.write(json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -61,6 +61,12 @@ class Limits:
             by = float(np.clip(next_limit(self._known[metric], self.asked[metric]) / now, 1 / MOST, MOST))
             self.targets = [replace(t, limit=t.limit * by) if t.metric == metric else t for t in self.targets]
 
+    def hold(self, lowest: Mapping[str, float]) -> None:
+        """Keep the limits that were moved where a plan can still meet them."""
+        self.targets = [
+            replace(t, limit=max(t.limit, lowest[t.metric])) if t.metric in self.asked else t for t in self.targets
+        ]
+
 
 def next_limit(known: Sequence[tuple[float, float]], share: float) -> float:
     """Choose a limit from those that were tried and the shares that were measured with them.

@@ -152,6 +152,7 @@ class Costs:
         self.channels = channels
         self.table = _AxisTable(channels)
         self.predicted: dict[str, Callable[[Floats], Floats]] = {}
+        self._unread = set[int]()
         macs = [(index, factors) for index in range(len(channels.model.graph.nodes)) for factors in self._macs(index)]
         self.macs_nodes = [index for index, _ in macs]
         self._macs_factors = [factors for _, factors in macs]
@@ -221,8 +222,9 @@ class Costs:
         return sorted(
             {
                 node.op if is_default_domain(node.domain) else f"{node.domain}.{node.op}"
-                for node in self.channels.model.graph.nodes
-                if rule_for(node) is None and not (is_default_domain(node.domain) and node.op in FREE_OF_MACS)
+                for index, node in enumerate(self.channels.model.graph.nodes)
+                if (rule_for(node) is None and not (is_default_domain(node.domain) and node.op in FREE_OF_MACS))
+                or index in self._unread
             }
         )
 
@@ -239,6 +241,7 @@ class Costs:
         try:
             return rule.macs(view)
         except Unknown:  # the rule cannot read the node, so that it is frozen, too
+            self._unread.add(index)
             return []
 
     def _set_up_params(self) -> None:

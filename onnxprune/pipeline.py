@@ -233,11 +233,12 @@ def _search(
         progress.say(known)
     with _judging(prepared, finish, run) as journal:
         with clock.stage("search"):
-            targets, allows = None, None
+            attempting = partial(Attempts, prepared, worth, journal, measurements=run.measurements())
             if finish is not None and journal is not None and settings.max_drop is not None:
-                targets = smallest_within(settings.max_drop, prepared, worth, journal, finish, progress)
-                allows = partial(_loses_little, journal, finish, settings.max_drop)
-            attempts = Attempts(prepared, worth, journal, progress, targets, allows, run.measurements())
+                attempting = partial(attempting, allows=partial(_loses_little, journal, finish, settings.max_drop))
+                attempts = smallest_within(settings.max_drop, prepared, attempting, journal, finish, progress)
+            else:
+                attempts = attempting(progress)
         if not dry_run:
             with clock.stage("cut and time"):
                 attempts.cut_and_measure()

@@ -17,7 +17,7 @@ from onnxprune.errors import TargetError
 from onnxprune.lossless import Lossless, nothing_lossless
 from onnxprune.metrics import Costs
 from onnxprune.plan import Plan
-from onnxprune.targets import OPTIONS, Target
+from onnxprune.targets import OPTIONS, Target, amounts
 from onnxprune.weights import Floats, Ints
 
 Counts = npt.NDArray[np.int64]
@@ -153,11 +153,11 @@ class Problem:
         for target in self.targets:
             lowest = float(found[target.metric][0])
             if lowest > target.limit * (1 + 1e-12):
-                part = lowest / max(self.original[target.metric], 1)
+                whole = self.original[target.metric]
+                part = math.ceil(1e3 * lowest / max(whole, 1)) / 1e3  # so that it can be asked for
                 raise TargetError(
                     f"{OPTIONS.get(target.metric, target.metric)} {target.text} cannot be reached: the lowest is "
-                    f"{part:.3f} of the original ({lowest:,.0f} of "
-                    f"{self.original[target.metric]:,.0f}){self._largest_frozen()}"
+                    f"{part:.3f} of the original ({amounts(target.metric, lowest, whole)}){self._largest_frozen()}"
                 )
 
     def lowest(self) -> dict[str, float]:

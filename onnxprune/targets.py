@@ -17,6 +17,8 @@ UNITS = {
 }
 """What absolute values of a metric are given in, where that is not `SCALE`."""
 EXAMPLES = {LATENCY: "5ms", MEMORY: "40MB"}
+AMOUNTS = {LATENCY: (1e3, "ms"), MEMORY: (1e6, "MB")}
+"""How much of a metric counts as one where it is shown, and of what; all else is shown as it is counted."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,11 @@ def parse_target(metric: str, text: str, original: float) -> Target:
             "and the input shape they are counted at"
         )
     return Target(metric, limit * original if is_share else limit, text.strip())
+
+
+def amounts(metric: str, part: float, whole: float) -> str:
+    """Show a part of a metric beside the whole."""
+    if metric not in AMOUNTS:
+        return f"{part:,.0f} of {whole:,.0f}"
+    one, unit = AMOUNTS[metric]
+    return f"{part / one:.4g} of {whole / one:.4g} {unit}"

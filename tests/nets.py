@@ -1755,7 +1755,7 @@ def einsum_that_leaves_axes_unnamed() -> ModelProto:
     return b.done(b.linear_rows(b.relu(b.linear_rows(x, 6, 6)), 6, 4))
 
 
-@net(6)
+@net(6, 6, 8)
 def einsum_of_three() -> ModelProto:
     b = Builder()
     factors = b.weight(WIDTH, 5, fan_in=WIDTH), b.weight(5, 6, fan_in=5)

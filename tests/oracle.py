@@ -256,7 +256,7 @@ def count_macs(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> int:
             total += volume(shapes[node.output[0]]) * size[0][0 if attributes.get("transA", 0) else 1]
         elif node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul"):
             total += volume(shapes[node.output[0]]) * size[0][-2 if attributes.get("transA", 0) else -1]
-        elif node.op_type == "Einsum" and len(node.input) == 2:
+        elif node.op_type == "Einsum" and len(node.input) > 1:
             terms = named_axes(attributes["equation"].decode(), size)
             terms = [  # unnamed axes have digits for labels
                 term.replace("...", "0123456789"[-n:] if (n := len(shape) - len(term.replace("...", ""))) else "")
@@ -266,7 +266,11 @@ def count_macs(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> int:
             for term, shape in zip(terms, size, strict=True):
                 for label, length in zip(term, shape, strict=True):
                     labels[label] = max(length, labels.get(label, 0))
-            total += volume(labels.values())
+            result = attributes["equation"].decode().partition("->")[2].replace(" ", "") + "0123456789"
+            for last in range(1, len(terms)):  # one operand after another, each time over what is still needed
+                later = result + "".join(terms[last:])
+                before = {label for label in "".join(terms[:last]) if label in later}
+                total += volume(labels[label] for label in before | set(terms[last]))
         elif node.op_type in ("LSTM", "GRU", "RNN"):
             total += (volume(size[1]) + volume(size[2])) * size[0][0] * size[0][1]
     return total

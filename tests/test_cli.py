@@ -236,6 +236,20 @@ def test_compress_writes_model_plan_and_report(folder: Path) -> None:
     assert [part["node"] for part in report["frozen"]] == ["head"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_a_file_name_that_is_no_utf_8_is_written_down_and_read_again(folder: Path) -> None:
+    name = os.fsdecode(b"bad\xff")
+    Path("model.onnx").rename(f"{name}.onnx")
+    np.save("x.npy", np.random.default_rng(0).standard_normal((60, *IMAGE)).astype(np.float32))
+    target = ("--flops", 0.5, "--search", "uniform", "--data", "x.npy", *FIXED)
+    words = ("compress", f"{name}.onnx", *target, "-o", f"{name}.small.onnx", "--json", "told.json")
+    assert run(*words).code == 0
+    assert run("apply", f"{name}.onnx", f"{name}.small.plan.json", "-o", "again.onnx").code == 0
+    for file in (f"{name}.small.report.json", "told.json"):
+        assert json.loads(Path(file).read_text())["model"] == f"{name}.onnx"
+    assert run(*words, "--resume").code == 0
+
+
 def test_compress_plan_names_every_slice_that_was_cut(folder: Path) -> None:
     passed("compress", "model.onnx", "--flops", 0.5, "-o", "small.onnx", *FIXED)
     plan, before = read("small.plan.json"), convs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,26 @@ from nets import NETS
 from onnx import ModelProto, numpy_helper
 
 import onnxprune
-from onnxprune import CompressSettings, FinetuneSettings, attempt, attempts, finish, judging, runtime, stepwise
+from onnxprune import (
+    CompressSettings,
+    FinetuneSettings,
+    attempt,
+    attempts,
+    dropping,
+    finish,
+    judging,
+    runtime,
+    stepwise,
+)
 from onnxprune.channels import find_channels
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Scores
 from onnxprune.finish import points_lost
 from onnxprune.model import analyse
 from onnxprune.plan import Plan, to_json
-from onnxprune.problem import FINE, Align
+from onnxprune.problem import FINE, Align, Problem
 from onnxprune.reporting import Report
+from onnxprune.search import SearchSettings, random
 from onnxprune.surgery import cut
 from onnxprune.targets import parse_target
 
@@ -390,6 +402,36 @@ def test_where_every_cut_loses_too_much_the_model_stays_and_that_is_said(
     assert report.target["max_drop"]["reached"] == 0
 
 
+def test_when_its_time_is_up_no_further_share_is_tried_and_the_best_measured_one_is_taken(folder: Path) -> None:
+    give(dense(), vectors(600))
+    options = ("--data", "data.npz", "-o", "small.onnx", "--align", 1, "--search", "random")
+    outcome = run("compress", "model.onnx", "--max-drop", 99, "--time-limit", 0.001, *options)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(Path("small.report.json").read_text())
+    ((share, lost),) = trials(outcome.out)
+    assert 100 * report["after"]["macs"] / report["before"]["macs"] == pytest.approx(share, abs=0.06)
+    assert report["target"]["max_drop"]["reached"] == pytest.approx(lost, abs=0.006)
+    assert any("its time was used up" in note for note in report["notes"])
+
+
+def test_the_plan_that_was_measured_to_be_within_the_drop_is_the_one_that_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(dense(), vectors(600))
+    searched, search = list[Array](), random.search
+
+    def noted(problem: Problem, settings: SearchSettings, progress: Any) -> Plan:
+        """Come to another plan each time, as a search does whose time is up."""
+        found = search(problem, replace(settings, seed=len(searched)), progress)
+        searched.append(found.counts)
+        return found
+
+    monkeypatch.setattr(random, "search", noted)
+    report = compress(max_drop=99.0, search="random", budget=1, align=1)
+    assert len(searched) == dropping.TRIALS
+    assert [group["kept"] for group in report.groups] == searched[-1].tolist()
+
+
 def test_shares_that_cannot_be_reached_are_passed_over(folder: Path) -> None:
     give(dense(), vectors())
     report = compress(max_drop=99.0, min_keep=30)
@@ -406,7 +448,10 @@ def test_coarser_widths_are_taken_for_their_speed_only_within_the_drop(
     monkeypatch.setattr(attempt.Attempt, "lags", True)
     monkeypatch.setattr(attempt.Attempt, "is_faster_than", lambda self, other: True)
     monkeypatch.setattr(attempts, "MOST_WORSE", 1000)
-    monkeypatch.setattr("onnxprune.pipeline.smallest_within", lambda *_: {"macs": "0.53"})
+    monkeypatch.setattr(
+        "onnxprune.pipeline.smallest_within",
+        lambda points, prepared, attempting, journal, finish, progress: attempting(progress, {"macs": "0.53"}),
+    )
     monkeypatch.setattr(finish.Finish, "drop", lambda *_: lost)
     assert compress(align=None, max_drop=50.0).settings["align"]["multiple"] == multiple
 

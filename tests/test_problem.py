@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,6 +191,9 @@ def test_a_target_that_cannot_be_met_is_refused_with_the_lowest_value() -> None:
     assert "model output 'logits'" in str(caught.value)
     with pytest.raises(TargetError):
         problem.check_reachable()
+    share = re.search(r"the lowest is ([0-9.]+) of the original", str(caught.value))
+    assert share is not None
+    with_targets(problem, macs=0.5, params=float(share[1])).check_reachable()
 
 
 @pytest.mark.parametrize("name", sorted(NETS))

@@ -8,14 +8,15 @@ from onnxprune.ops.elementwise import tie_broadcast, zeros_along
 from onnxprune.ops.rule import Atoms, Factor, Rule, Ties, Unknown, View, every_axis
 
 
-def contract(node: Ties, left: Atoms, right: Atoms) -> None:
-    """Tie the axes that two operands are summed over.
+def contract(node: Ties, left: Atoms, *others: Atoms) -> None:
+    """Tie the axes that operands are summed over.
 
     What the ops before made of a removed slice must add nothing: one operand, a weight mostly, must be zero there.
     """
-    node.tie(left, right)
-    if not (node.is_zero(left) or node.is_zero(right)):
-        node.freeze(left, "it multiplies two operands that are not zero for a removed channel")
+    for other in others:
+        node.tie(left, other)
+    if not any(map(node.is_zero, (left, *others))):
+        node.freeze(left, "it multiplies operands none of which is zero for a removed channel")
 
 
 class Gemm(Rule):
@@ -72,7 +73,7 @@ class MatMul(Rule):
 
 
 class Einsum(Rule):
-    """Einsum of one or two operands, each label an axis."""
+    """Einsum, each label an axis."""
 
     ops: ClassVar[tuple[str, ...]] = ("Einsum",)
     zero: ClassVar[str] = "any"
@@ -81,8 +82,8 @@ class Einsum(Rule):
         """Tie the axes of equal labels; those that are missing in the output are summed over."""
         terms, result = self._labels(node)
         operands = [node.input(position) for position in range(len(terms))]
-        if len(terms) > 2 or any(len(set(term)) < len(term) for term in terms):
-            raise Unknown("its equation has diagonals or more than two operands")
+        if any(len(set(term)) < len(term) for term in terms):
+            raise Unknown("its equation has diagonals")
         for term, operand in zip(terms, operands, strict=True):
             for axis, label in enumerate(term):
                 if label in result:
@@ -97,26 +98,23 @@ class Einsum(Rule):
     def _sum(node: Ties, summed: list[Atoms]) -> None:
         if len({len(atoms) for atoms in summed}) > 1:
             raise Unknown("an axis that it sums over is stretched")
-        if len(summed) == 2:
-            contract(node, summed[0], summed[1])
+        if len(summed) > 1:
+            contract(node, *summed)
         elif node.is_zero(summed[0]):
             node.free(summed[0])
 
     def macs(self, node: View) -> list[list[Factor]]:
-        """Every output number sums over the labels that are missing in the output."""
-        try:
-            terms, result = self._labels(node)
-        except Unknown:
-            return []
-        if len(terms) != 2:
-            return []
-        y = node.y
-        factors: list[Factor] = [(y, axis) for axis in reversed(range(len(y)))]
-        seen = set(result)
+        """Operands meet one after another; each product sums over the labels that nothing behind it has."""
+        terms, result = self._labels(node)
+        place = {label: (node.y, axis) for axis, label in reversed(list(enumerate(result)))}
         for position, term in enumerate(terms):
-            factors += [(node.input(position), axis) for axis, label in enumerate(term) if label not in seen]
-            seen |= set(term)
-        return [factors]
+            place = place | {label: (node.input(position), a) for a, label in enumerate(term) if label not in place}
+        found, made = list[list[Factor]](), set(terms[0])
+        for number, term in enumerate(terms[1:], start=2):
+            made |= set(term)
+            found.append([factor for label, factor in place.items() if label in made])
+            made &= set(result).union(*terms[number:])
+        return found
 
     @staticmethod
     def _labels(node: View) -> tuple[list[str], str]:

@@ -170,11 +170,24 @@ def test_several_targets_hold_at_once(machine: Machine) -> None:
     assert machine.timed == 2  # the other target holds it down, so no limit of the time or of the MACs is to blame
 
 
-def test_what_cannot_be_reached_is_said_with_the_lowest_that_can(machine: Machine) -> None:
+@pytest.mark.parametrize("data", [None, "data.npz"])
+def test_what_cannot_be_reached_is_said_with_the_lowest_that_can(machine: Machine, data: str | None) -> None:
     machine.predicted = lambda share: 0.6 + 0.4 * share
-    with pytest.raises(TargetError, match=r"--latency 0\.3 cannot be reached: the lowest is 0\.\d+ of the original"):
-        compress("0.3")
+    text = r"--latency 0\.3 cannot be reached: the lowest is 0\.\d+ of the original \(\d\.\d+ of 9\.\d+ ms\)"
+    with pytest.raises(TargetError, match=text):
+        compress("0.3", data)
     assert not Path("small.onnx").exists()
+
+
+@pytest.mark.parametrize("data", [None, "data.npz"])
+def test_what_predictions_reach_and_no_plan_does_ends_with_the_fastest_and_a_note(
+    machine: Machine, data: str | None
+) -> None:
+    machine.predicted = lambda share: 0.6 + 0.4 * share
+    machine.real = lambda share: 0.9 + 0.1 * share
+    report = compress("0.63", data)
+    assert time_share(report) < 0.92
+    assert any("were measured, 63.0% were asked for; no plan came closer" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
