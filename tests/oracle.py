@@ -55,6 +55,7 @@ SIZE_ATTRIBUTES = {
     "FusedConv": {"group"},
     "GroupNormalization": {"num_groups"},
     "QLinearConv": {"group"},
+    "RotaryEmbedding": {"num_heads"},
     "Pad": {"pads"},
     "Slice": {"starts", "ends"},
     "Split": {"split", "num_outputs"},

@@ -242,12 +242,12 @@ def test_a_file_name_that_is_no_utf_8_is_written_down_and_read_again(folder: Pat
     Path("model.onnx").rename(f"{name}.onnx")
     np.save("x.npy", np.random.default_rng(0).standard_normal((60, *IMAGE)).astype(np.float32))
     target = ("--flops", 0.5, "--search", "uniform", "--data", "x.npy", *FIXED)
-    words = ("compress", f"{name}.onnx", *target, "-o", f"{name}.small.onnx", "--json", "told.json")
-    assert run(*words).code == 0
+    words = ("compress", f"{name}.onnx", *target, "-o", f"{name}.small.onnx", "--run", f"{name}.run")
+    assert run(*words, "--json", "told.json").code == 0
     assert run("apply", f"{name}.onnx", f"{name}.small.plan.json", "-o", "again.onnx").code == 0
     for file in (f"{name}.small.report.json", "told.json"):
         assert json.loads(Path(file).read_text())["model"] == f"{name}.onnx"
-    assert run(*words, "--resume").code == 0
+    assert run(words[0], words[1], *words[-4:], "--resume", "--force").code == 0
 
 
 def test_compress_plan_names_every_slice_that_was_cut(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.attention import Attention
+from onnxprune.ops.attention import Attention, RotaryEmbedding
 from onnxprune.ops.conv import Conv, ConvTranspose
 from onnxprune.ops.elementwise import (
     Cast,
@@ -42,7 +42,14 @@ from onnxprune.ops.layout import (
     Unsqueeze,
 )
 from onnxprune.ops.linear import Einsum, Gemm, MatMul
-from onnxprune.ops.microsoft import FusedConv, FusedGemm, FusedMatMul, MicrosoftGelu, SkipLayerNormalization
+from onnxprune.ops.microsoft import (
+    FusedConv,
+    FusedGemm,
+    FusedMatMul,
+    MicrosoftGelu,
+    MicrosoftRotaryEmbedding,
+    SkipLayerNormalization,
+)
 from onnxprune.ops.normalization import (
     LRN,
     BatchNormalization,
@@ -69,7 +76,7 @@ from onnxprune.ops.slicing import Concat, Gather, Pad, Slice, Split
 from onnxprune.shapes import is_default_domain
 
 FAMILIES: tuple[type[Rule], ...] = (
-    *(Conv, ConvTranspose, Gemm, MatMul, Einsum, Attention, Recurrent),
+    *(Conv, ConvTranspose, Gemm, MatMul, Einsum, Attention, RotaryEmbedding, Recurrent),
     *(BatchNormalization, InstanceNormalization, LayerNormalization, GroupNormalization),
     *(LRN, LpNormalization, MeanVarianceNormalization),
     *(Elementwise, NonZero, Sum, Product, Where, Clip, Pow, Shrink, Cast, Dropout),
@@ -79,7 +86,7 @@ FAMILIES: tuple[type[Rule], ...] = (
     *(Concat, Split, Slice, Gather, GatherElements, GatherND, ScatterElements, ScatterND, Compress, Pad),
     *(TopK, CumSum, Reverse, Trilu),
     *(Quantize, DynamicQuantizeLinear, QLinearConv, QLinearMatMul, ConvInteger, MatMulInteger),
-    *(MicrosoftGelu, FusedConv, FusedGemm, FusedMatMul, SkipLayerNormalization),
+    *(MicrosoftGelu, FusedConv, FusedGemm, FusedMatMul, MicrosoftRotaryEmbedding, SkipLayerNormalization),
     *(QLinearAdd, QLinearConcat, QLinearLeakyRelu, QLinearSigmoid, QLinearPool, QGemm),
 )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.ops.conv import tie_blocks
 from onnxprune.ops.linear import contract
-from onnxprune.ops.rule import Atoms, Factor, Resize, Rule, Ties, View
+from onnxprune.ops.rule import Atoms, Factor, Resize, Rule, Ties, Unknown, View
 
 Q, K, V = 0, 1, 2
 PAST = {K: 4, V: 5}  # inputs
@@ -110,3 +110,37 @@ class Attention(Rule):
         inside = node.x[3] if len(node.x) == 4 else np.empty(0, np.int64)
         if "scale" not in node.node.attrs and not node.kept(inside).all():
             node.set_attribute("scale", 1 / np.sqrt(len(inside)))
+
+
+class RotaryEmbedding(Rule):
+    """RotaryEmbedding: numbers of a head turn in pairs, so heads go whole."""
+
+    ops: ClassVar[tuple[str, ...]] = ("RotaryEmbedding",)
+    why: ClassVar[str] = "it turns pairs of numbers along this axis by their positions"
+    cosines: ClassVar[int] = 1  # their place among the inputs
+
+    def ties(self, node: Ties) -> None:
+        """Tie batches and heads; where the heads lie side by side, each as a whole."""
+        x, y = node.x, node.y
+        node.tie(x[0], y[0])
+        if len(x) == 4:
+            node.tie(x[1], y[1])
+        else:
+            tie_blocks(node, x[2], y[2], self._heads(node))
+
+    def _heads(self, node: View) -> int:
+        count = int(node.attribute("num_heads", 0))
+        if count:
+            return count
+        turned = 2 * node.input(self.cosines).shape[-1]
+        if len(node.x[2]) % turned:
+            raise Unknown("it does not say how many heads it has")
+        return len(node.x[2]) // turned
+
+    def resize(self, node: Resize) -> None:
+        """Count the heads."""
+        count = int(node.attribute("num_heads", 0))
+        if count and len(node.x) == 3:
+            node.set_attribute("num_heads", node.size(node.x[2].reshape(count, -1)[:, 0]))
+        elif count:
+            node.set_attribute("num_heads", node.size(node.x[1]))

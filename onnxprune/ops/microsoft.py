@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from onnxprune.ops.attention import RotaryEmbedding
 from onnxprune.ops.conv import Conv
 from onnxprune.ops.elementwise import Sum, tie_broadcast
 from onnxprune.ops.linear import Gemm, MatMul, contract
@@ -74,6 +75,13 @@ class FusedMatMul(MatMul):
     @staticmethod
     def _contracted(node: View) -> tuple[int, int]:
         return (-2 if node.attribute("transA", 0) else -1), (-1 if node.attribute("transB", 0) else -2)
+
+
+class MicrosoftRotaryEmbedding(RotaryEmbedding):
+    """RotaryEmbedding whose second input says where in the sequences it is."""
+
+    domain: ClassVar[str] = DOMAIN
+    cosines: ClassVar[int] = 2
 
 
 class SkipLayerNormalization(Rule):

@@ -530,7 +530,54 @@ def attention_of_shared_keys() -> ModelProto:
     return b.done(b.node("MatMul", x, b.weight(12, 3)), rank=3)
 
 
+@case(4)
+def attention_to_what_was_turned() -> ModelProto:
+    b = Builder(opset=23)
+    x = b.input("N", 5, 7)
+    q, k, v = (projected(b, x, 4, size) for size in (6, 6, 2))
+    q = b.node(
+        "RotaryEmbedding", q, b.weight(9, 3), b.weight(9, 3), b.node("Expand", b.integers(*range(5)), sizes_of(b, x))
+    )
+    k = b.node(
+        "RotaryEmbedding",
+        k,
+        b.weight(9, 2),
+        b.weight(9, 2),
+        b.node("Expand", b.integers(*range(5)), sizes_of(b, x)),
+        rotary_embedding_dim=4,
+        interleaved=1,
+    )
+    return b.done(merged(b, b.node("Attention", q, k, v), 8), rank=3)
+
+
+def sizes_of(b: Builder, x: str) -> str:
+    """Batch and length."""
+    return b.node("Shape", x, end=2)
+
+
+@case(3)
+def attention_of_packed_heads_that_were_turned() -> ModelProto:
+    b = Builder(opset=23)
+    x = b.input(2, 5, 7)
+    q, k, v = (b.node("MatMul", x, b.weight(7, 3 * size, fan_in=7)) for size in (6, 6, 2))
+    q, k = (b.node("RotaryEmbedding", y, b.weight(2, 5, 3), b.weight(2, 5, 3), num_heads=3) for y in (q, k))
+    x = b.node("Attention", q, k, v, q_num_heads=3, kv_num_heads=3)
+    return b.done(b.node("MatMul", x, b.weight(6, 3)), rank=3)
+
+
 # ---------------------------------------------------------------------------------------- com.microsoft
+
+
+@case(3)
+def rotary_embeddings_of_onnxruntime() -> ModelProto:
+    b = microsoft(opset=23)
+    x = b.input("N", 5, 7)
+    q, k, v = (b.node("MatMul", x, b.weight(7, 3 * size, fan_in=7)) for size in (6, 6, 2))
+    q = b.node("RotaryEmbedding", q, b.integers(1), b.weight(9, 3), b.weight(9, 3), domain=MICROSOFT)
+    tables = b.weight(9, 2), b.weight(9, 2)
+    k = b.node("RotaryEmbedding", k, b.integers(0), *tables, domain=MICROSOFT, num_heads=3, rotary_embedding_dim=4)
+    x = b.node("Attention", q, k, v, q_num_heads=3, kv_num_heads=3)
+    return b.done(b.node("MatMul", x, b.weight(6, 3)), rank=3)
 
 
 def microsoft(opset: int = 17) -> Builder:
@@ -869,6 +916,13 @@ def test_attention_counts_its_heads_anew() -> None:
     small = oracle.check(attention_of_shared_keys(), kept=Plan((np.asarray([0, 2]),))).small
     found = attributes(small, "Attention")
     assert (found["q_num_heads"], found["kv_num_heads"], found["scale"]) == (4, 2, 0.5)
+
+
+def test_heads_that_are_turned_are_counted_anew_where_their_number_stands() -> None:
+    for proto in (attention_of_packed_heads_that_were_turned(), rotary_embeddings_of_onnxruntime()):
+        small = oracle.check(proto, kept=Plan((np.asarray([0, 2]),))).small
+        turned = [node for node in small.graph.node if node.op_type == "RotaryEmbedding"]
+        assert {a.i for node in turned for a in node.attribute if a.name == "num_heads"} == {2}
 
 
 def test_the_removed_slices_of_quantised_weights_hold_their_zero_points(tmp_path: Path) -> None:

@@ -166,6 +166,13 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("FusedGemm", (x(2, 3), Stored(3, 4), Stored(4)), {**CONTRIB, "activation": "LeakyRelu", "activation_alpha": 0.2}),
     ("FusedMatMul", (x(2, 3, 4), x(2, 5, 3)), TURNED),
     ("FusedMatMul", (x(3, 2, 4), x(2, 4, 5)), {"transBatchA": 1, "domain": MICROSOFT}),
+    ("RotaryEmbedding", (x(2, 5, 24), ints(1), Stored(6, 4), Stored(6, 4)), {"domain": MICROSOFT}),
+    ("RotaryEmbedding", (x(2, 3, 5, 8), ints([0, 2, 1, 3, 4], [4, 3, 1, 0, 2]), Stored(6, 4), Stored(6, 4)), CONTRIB),
+    (
+        "RotaryEmbedding",
+        (x(2, 5, 24), ints(0), Stored(6, 2), Stored(6, 2)),
+        {"num_heads": 3, "rotary_embedding_dim": 4, "interleaved": 1, "domain": MICROSOFT},
+    ),
     ("Gelu", (x(2, 8),), CONTRIB),
     ("QuickGelu", (x(2, 8),), CONTRIB),
     ("QuickGelu", (x(2, 8),), {**CONTRIB, "alpha": 1.5}),

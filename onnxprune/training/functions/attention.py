@@ -83,3 +83,25 @@ def _softmax(scores: Tensor, bias: Tensor | None) -> Tensor:
         return scores.softmax(-1)
     blind = torch.isneginf(bias).all(-1, keepdim=True)
     return torch.where(blind, 0.0, torch.where(blind, 0.0, scores).softmax(-1))
+
+
+@function("RotaryEmbedding", fixed=(1, 2))
+def rotary_embedding(call: Call, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
+    """RotaryEmbedding: pairs of numbers of each head are turned by an angle of their position."""
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]
+    if x.ndim == 4:
+        return _turned(call, x.transpose(1, 2), cos, sin).transpose(1, 2)
+    size = x.shape[-1] // int(call.attribute("num_heads", 0) or x.shape[-1] // (2 * cos.shape[-1]))
+    return _turned(call, x.reshape(*x.shape[:2], -1, size), cos, sin).flatten(2)
+
+
+def _turned(call: Call, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first numbers of each head: (batch, sequence, heads, numbers), angles (batch, sequence, pairs)."""
+    size = int(call.attribute("rotary_embedding_dim", 0)) or x.shape[-1]
+    head, rest = x[..., :size], x[..., size:]
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    interleaved = bool(call.attribute("interleaved", 0))
+    one, other = (head[..., 0::2], head[..., 1::2]) if interleaved else head.chunk(2, -1)
+    turned = cos * one - sin * other, sin * one + cos * other
+    return torch.cat([torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1), rest], -1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.training.functions.activations import activation
+from onnxprune.training.functions.attention import rotary_embedding
 from onnxprune.training.functions.call import Call, Result, function
 from onnxprune.training.functions.linear import conv, gemm
 
@@ -37,6 +38,15 @@ def fast_gelu(call: Call, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def quick_gelu(call: Call, x: Tensor) -> Tensor:
     """QuickGelu: a number times the sigmoid of its multiple."""
     return x * torch.sigmoid(float(call.attribute("alpha", 1.702)) * x)
+
+
+@function("RotaryEmbedding", domain=DOMAIN, fixed=(2, 3))
+def microsoft_rotary_embedding(call: Call, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RotaryEmbedding, whose positions may be those of the first number of each sequence; nobody reads its scale."""
+    length = x.shape[-2]
+    if positions.ndim < 2 or (positions.shape[1] == 1 and length > 1):
+        positions = positions.reshape(-1, 1) + torch.arange(length, device=x.device)
+    return rotary_embedding(call, x, cos, sin, positions.expand(len(x), length))
 
 
 @function("FusedConv", domain=DOMAIN)
