@@ -20,7 +20,7 @@ from onnxprune.components import Components
 from onnxprune.errors import InputError
 from onnxprune.model import Model
 from onnxprune.ops.conv import has_slots
-from onnxprune.ops.rule import Atoms, Axes, Balance, Key, View
+from onnxprune.ops.rule import HOW_TO_SHRINK, Atoms, Axes, Balance, Key, View
 from onnxprune.ops.shuffle import Shuffle
 from onnxprune.regrouping import choose_carriers
 from onnxprune.tying import Aliases, Reason, Tying, view_of
@@ -88,6 +88,14 @@ class Channels:
     reasons: tuple[Reason, ...]
 
     @property
+    def advice(self) -> str:
+        """What option lets more go (empty: none that is known)."""
+        holding = (self.reasons[number] for number in np.unique(self.reason_of[self.reason_of >= 0]))
+        if any(reason.text.endswith(HOW_TO_SHRINK) for reason in holding):
+            return "; --approximate lets axes shrink that normalisations average over"
+        return ""
+
+    @property
     def count(self) -> int:
         """Number of channels, frozen ones aside."""
         return int(self.channel_of.max(initial=FROZEN)) + 1
@@ -124,7 +132,13 @@ def find_channels(
         return _find(model, keep, approximate, range(len(model.graph.nodes)), slots)
     found = _find(model, keep, approximate, (), slots)
     collapsed = _collapsed(found)
-    return _find(model, keep, approximate, collapsed, slots) if collapsed else found
+    if not collapsed:
+        return found
+    found = _find(model, keep, approximate, collapsed, slots)
+    if not _collapsed(found):
+        return found
+    inside = _find(model, keep, approximate, collapsed, slots=True)  # what is split beside them is cut alike
+    return max(found, inside, key=lambda one: int((one.channel_of >= 0).sum()))
 
 
 def _find(model: Model, keep: Sequence[str], approximate: bool, inside: Container[int], slots: bool) -> Channels:

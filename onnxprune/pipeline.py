@@ -144,6 +144,7 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
     if not prepared.original.groups:
         raise InputError(
             f"{path.name} has nothing to prune; `onnxprune inspect {path.name}` shows what holds each part"
+            f"{prepared.original.advice}"
         )
     prepared.check_targets()
     if source.settings.verify != "none" and not dry_run:

@@ -155,9 +155,10 @@ class Problem:
             if lowest > target.limit * (1 + 1e-12):
                 whole = self.original[target.metric]
                 part = math.ceil(1e3 * lowest / max(whole, 1)) / 1e3  # so that it can be asked for
+                why = self._largest_frozen() + self.channels.advice
                 raise TargetError(
                     f"{OPTIONS.get(target.metric, target.metric)} {target.text} cannot be reached: the lowest is "
-                    f"{part:.3f} of the original ({amounts(target.metric, lowest, whole)}){self._largest_frozen()}"
+                    f"{part:.3f} of the original ({amounts(target.metric, lowest, whole)}){why}"
                 )
 
     def lowest(self) -> dict[str, float]:

@@ -190,6 +190,21 @@ def grouped_conv() -> ModelProto:
     return b.done(b.head(x, 12))
 
 
+@net(2, 4)
+def split_attention_of_several_groups() -> ModelProto:
+    """A ResNeSt block of two cardinal groups and two splits: the residual ties whole groups into one."""
+    b = Builder()
+    x = b.stem(8)
+    first, second = b.nodes_of("Split", b.relu(b.conv(x, 8, 16, 3, 3, group=4, pads=[1] * 4)), outputs=2, axis=1)
+    pooled = b.node("GlobalAveragePool", b.node("Add", first, second))
+    weights = b.conv(b.relu(b.conv(pooled, 8, 8, group=2)), 8, 16, group=2)
+    weights = b.node("Transpose", b.node("Reshape", weights, b.integers(0, 2, 2, -1)), perm=[0, 2, 1, 3])
+    weights = b.node("Reshape", b.node("Softmax", weights, axis=1), b.integers(0, -1, 1, 1))
+    parts = b.nodes_of("Split", weights, outputs=2, axis=1)
+    products = [b.node("Mul", part, y) for part, y in zip(parts, (first, second), strict=True)]
+    return b.done(b.head(b.node("Add", b.node("Add", *products), x), 8))
+
+
 @net(6, 8)
 def depthwise_conv() -> ModelProto:
     b = Builder()

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from cli_nets import CLASSES, IMAGE, Outcome, convs, dense, files, residual, run, sizes, write, write_outside
+from cli_nets import CLASSES, IMAGE, Draft, Outcome, convs, dense, files, residual, run, sizes, write, write_outside
 from nets import NETS
 
 from onnxprune import models as zoo
@@ -391,6 +391,18 @@ def test_keep_with_a_pattern_that_matches_nothing_is_refused(folder: Path) -> No
 
 def test_keep_of_everything_leaves_nothing_to_prune(folder: Path) -> None:
     assert "nothing to prune" in failed(2, "compress", "model.onnx", "--flops", 0.5, "--keep", "*")
+
+
+def test_an_option_that_lets_more_go_is_named_where_a_target_is_out_of_reach(folder: Path) -> None:
+    draft, hint = Draft(), "--approximate lets axes shrink"
+    x = draft.add("MatMul", "first", "x", draft.weight("w", 16, 32))
+    x = draft.add("LayerNormalization", "norm", x, draft.weight("scale", 32))
+    draft.add("MatMul", "last", x, draft.weight("v", 32, 4))
+    write(draft.model([("x", ("N", 16))], [("last.out", ("N", 4))]), Path("normed.onnx"))
+    assert hint in failed(2, "compress", "normed.onnx", "--flops", 0.5)
+    assert hint not in failed(3, "compress", "normed.onnx", "--flops", 0.001, "--approximate")
+    assert hint not in failed(3, "compress", "model.onnx", "--flops", 0.001)
+    passed("compress", "normed.onnx", "--flops", 0.5, "--approximate", *FIXED)
 
 
 def test_min_keep_holds_for_every_group(folder: Path) -> None:

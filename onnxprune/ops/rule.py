@@ -25,6 +25,8 @@ Key = str | tuple[int, int]
 
 Factor = tuple["Axes", int]
 
+HOW_TO_SHRINK = "--approximate lets it shrink"
+
 
 class Unknown(Exception):  # noqa: N818 (reads as what a rule says)
     """A rule cannot speak about this node; it says why, and everything the node touches freezes."""
@@ -260,7 +262,7 @@ class Ties(View):
         if self.allowed.approximate:
             self.approximated.append(atoms)
         else:
-            self.freeze(atoms, f"{why}; --approximate lets it shrink")
+            self.freeze(atoms, f"{why}; {HOW_TO_SHRINK}")
 
     def set_zero(self, atoms: Atoms, is_zero: Mask | bool) -> None:
         """Say which slices of an output are zero where all weights of their channel are; `Rule.zero` is the default."""
