@@ -155,11 +155,17 @@ class Problem:
             if lowest > target.limit * (1 + 1e-12):
                 whole = self.original[target.metric]
                 part = math.ceil(1e3 * lowest / max(whole, 1)) / 1e3  # so that it can be asked for
-                why = self._largest_frozen() + self.channels.advice
+                why = self._largest_frozen() + self._remedy(target)
                 raise TargetError(
                     f"{OPTIONS.get(target.metric, target.metric)} {target.text} cannot be reached: the lowest is "
                     f"{part:.3f} of the original ({amounts(target.metric, lowest, whole)}){why}"
                 )
+
+    def _remedy(self, target: Target) -> str:
+        """Name the options that let more go (empty: none that is known)."""
+        one = self.costs.of(np.minimum(1, self.most))[target.metric][0]
+        steps = "; --align 1 with --min-keep 1 reaches it" if one <= target.limit else ""
+        return steps + self.channels.advice
 
     def lowest(self) -> dict[str, float]:
         """Give the lowest reachable value of every metric."""

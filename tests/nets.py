@@ -190,6 +190,16 @@ def grouped_conv() -> ModelProto:
     return b.done(b.head(x, 12))
 
 
+@net(6, 8)
+def columns_to_an_image() -> ModelProto:
+    b = Builder(opset=18)
+    x = b.relu(b.conv(b.stem(8), 8, 24))
+    x = b.node("Reshape", x, b.integers(0, 24, -1))
+    options = {"strides": [1, 2], "pads": [1, 0, 0, 1], "dilations": [1, 2]}
+    x = b.node("Col2Im", x, b.integers(6, 13), b.integers(2, 2), **options)
+    return b.done(b.head(b.relu(x), 6))
+
+
 @net(2, 4)
 def split_attention_of_several_groups() -> ModelProto:
     """A ResNeSt block of two cardinal groups and two splits: the residual ties whole groups into one."""

@@ -194,6 +194,10 @@ def test_a_target_that_cannot_be_met_is_refused_with_the_lowest_value() -> None:
     share = re.search(r"the lowest is ([0-9.]+) of the original", str(caught.value))
     assert share is not None
     with_targets(problem, macs=0.5, params=float(share[1])).check_reachable()
+    assert "--align 1 with --min-keep 1 reaches it" in str(caught.value)
+    with pytest.raises(TargetError) as caught:
+        with_targets(problem, macs=1e-6).check_reachable()
+    assert "--align" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", sorted(NETS))

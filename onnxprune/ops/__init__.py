@@ -30,6 +30,7 @@ from onnxprune.ops.indexing import (
     Trilu,
 )
 from onnxprune.ops.layout import (
+    Col2Im,
     ConstantOfShape,
     DepthToSpace,
     Expand,
@@ -82,7 +83,7 @@ FAMILIES: tuple[type[Rule], ...] = (
     *(Elementwise, NonZero, Sum, Product, Where, Clip, Pow, Shrink, Cast, Dropout),
     *(Pool, Sample, Resize, Reduce, ReduceLog, ReduceSum, ReduceMean, Arg, Softmax),
     *(Transpose, Squeeze, Unsqueeze, Flatten, Reshape, Expand, Tile, ConstantOfShape),
-    *(DepthToSpace, SpaceToDepth),
+    *(DepthToSpace, SpaceToDepth, Col2Im),
     *(Concat, Split, Slice, Gather, GatherElements, GatherND, ScatterElements, ScatterND, Compress, Pad),
     *(TopK, CumSum, Reverse, Trilu),
     *(Quantize, DynamicQuantizeLinear, QLinearConv, QLinearMatMul, ConvInteger, MatMulInteger),

@@ -175,6 +175,21 @@ def tie_depth(node: Ties, deep: Atoms, flat: Atoms) -> None:
     node.tie(deep, np.repeat(flat, pixels) if channels_first else np.tile(flat, pixels))
 
 
+class Col2Im(Rule):
+    """Col2Im: a channel of the image sums up the columns of its own block."""
+
+    ops: ClassVar[tuple[str, ...]] = ("Col2Im",)
+    why: ClassVar[str] = "positions in an image"
+
+    def ties(self, node: Ties) -> None:
+        """Tie each channel to its columns."""
+        block = node.value(2)
+        if block is None:
+            raise Unknown("its block is computed at run time")
+        node.tie(node.x[0], node.y[0])
+        node.tie(node.x[1], np.repeat(node.y[1], int(np.prod(block))))
+
+
 class ConstantOfShape(Rule):
     """ConstantOfShape: all indices are equal, any of them may go."""
 

@@ -57,6 +57,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("CastLike", (x(2, 3), places(0.0).double()), {}),
     ("Celu", (x(2, 3),), {"alpha": 2.0}),
     ("Clip", (x(2, 5), sizes(-0.5), sizes(0.5)), {}),
+    ("Col2Im", (x(1, 8, 6), sizes(3, 4), sizes(2, 2)), {"pads": [1, 0, 0, 0], "strides": [2, 1]}),
     ("Clip", (x(2, 5), None, x(1)), {}),
     ("Crop", (x(*IMAGE),), {"border": [1, 0, 2, 1]}),
     ("ImageScaler", (x(*IMAGE),), {"scale": 2.0, "bias": [0.5, -0.5]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from onnxprune.training.functions.call import Call, Sizes, function, numbers
@@ -81,3 +82,25 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
     order = (0, 3, 5, 1, 2, 4) if call.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
     x = x.reshape(n, c, h // block, block, w // block, block).permute(order)
     return x.reshape(n, c * block**2, h // block, w // block)
+
+
+@function("Col2Im", sizes=(1, 2))
+def col2im(call: Call, x: Tensor, image: Sizes, block: Sizes) -> Tensor:
+    """Col2Im: blocks (batch, channels * block, positions) are added up where they overlap, and what pads is cut off."""
+    sizes, kernel = numbers(image), numbers(block)
+    rank = len(sizes)
+    strides, dilations = (call.attribute(name, [1] * rank) for name in ("strides", "dilations"))
+    pads = call.attribute("pads", [0] * (2 * rank))
+    padded = [size + before + after for size, before, after in zip(sizes, pads[:rank], pads[rank:], strict=True)]
+    place = torch.zeros(1, 1, dtype=torch.long, device=x.device)  # in the padded image: (numbers of a block, positions)
+    for size, k, stride, dilation in zip(padded, kernel, strides, dilations, strict=True):
+        positions = torch.arange(0, size - dilation * (k - 1), stride, device=x.device)
+        along = torch.arange(k, device=x.device).unsqueeze(1) * dilation + positions
+        place = (place[:, None, :, None] * size + along[:, None]).flatten(2).flatten(0, 1)
+    channels = x.shape[1] // math.prod(kernel)
+    summed = x.new_zeros(len(x), channels, math.prod(padded))
+    summed = summed.index_add(2, place.flatten(), x.reshape(len(x), channels, -1))
+    y = summed.reshape(len(x), channels, *padded)
+    for axis, size in enumerate(sizes):
+        y = y.narrow(axis + 2, pads[axis], size)
+    return y
