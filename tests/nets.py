@@ -200,6 +200,15 @@ def columns_to_an_image() -> ModelProto:
     return b.done(b.head(b.relu(x), 6))
 
 
+@net(6, 8)
+def deformed_conv() -> ModelProto:
+    b = Builder(opset=19)
+    x = b.stem(8)
+    offset, mask = b.conv(x, 8, 18, 3, 3), b.node("Sigmoid", b.conv(x, 8, 9, 3, 3))
+    x = b.node("DeformConv", x, b.weight(6, 8, 3, 3), offset, b.positive(6), mask)
+    return b.done(b.head(b.relu(x), 6))
+
+
 @net(2, 4)
 def split_attention_of_several_groups() -> ModelProto:
     """A ResNeSt block of two cardinal groups and two splits: the residual ties whole groups into one."""

@@ -92,7 +92,18 @@ ZERO_POINTS = {
 """For each quantised operand (operator, input): which input says what is zero, and along which axis if not a scalar."""
 
 COUNTED = {
-    *("Attention", "Conv", "ConvInteger", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU"),
+    *(
+        "Attention",
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+    ),
     *("Gemm", "LSTM", "MatMul", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul", "RNN"),
 }
 """Operators that multiply and accumulate."""
@@ -246,7 +257,7 @@ def count_macs(proto: ModelProto, bound: Mapping[str, tuple[int, ...]]) -> int:
     for node in proto.graph.node:
         size = [shapes.get(name, ()) for name in node.input]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type in ("Conv", "ConvInteger", "FusedConv", "QLinearConv"):
+        if node.op_type in ("Conv", "ConvInteger", "DeformConv", "FusedConv", "QLinearConv"):
             total += volume(shapes[node.output[0]]) * volume(size[3 if node.op_type == "QLinearConv" else 1][1:])
         elif node.op_type == "ConvTranspose":
             total += volume(size[0]) * volume(size[1][1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.attention import Attention, RotaryEmbedding
-from onnxprune.ops.conv import Conv, ConvTranspose
+from onnxprune.ops.conv import Conv, ConvTranspose, DeformConv
 from onnxprune.ops.elementwise import (
     Cast,
     Clip,
@@ -77,7 +77,7 @@ from onnxprune.ops.slicing import Concat, Gather, Pad, Slice, Split
 from onnxprune.shapes import is_default_domain
 
 FAMILIES: tuple[type[Rule], ...] = (
-    *(Conv, ConvTranspose, Gemm, MatMul, Einsum, Attention, RotaryEmbedding, Recurrent),
+    *(Conv, ConvTranspose, DeformConv, Gemm, MatMul, Einsum, Attention, RotaryEmbedding, Recurrent),
     *(BatchNormalization, InstanceNormalization, LayerNormalization, GroupNormalization),
     *(LRN, LpNormalization, MeanVarianceNormalization),
     *(Elementwise, NonZero, Sum, Product, Where, Clip, Pow, Shrink, Cast, Dropout),

@@ -77,6 +77,22 @@ class ConvTranspose(Conv):
         return [[(w, 1), *every_axis(x), *((w, axis) for axis in range(2, len(w)))]]
 
 
+class DeformConv(Conv):
+    """DeformConv: a Conv that looks where its offsets say, the same places in every channel."""
+
+    ops: ClassVar[tuple[str, ...]] = ("DeformConv",)
+    vectors: ClassVar[tuple[int, ...]] = (3,)
+
+    def ties(self, node: Ties) -> None:
+        """Tie as Conv does, and the batch to that of offsets and mask."""
+        if int(node.attribute("group", 1)) > 1 or int(node.attribute("offset_group", 1)) > 1:
+            raise Unknown("its channels are in groups")
+        super().ties(node)
+        for position in (2, 4):
+            if node.has_input(position):
+                node.tie(node.input(position)[0], node.y[0])
+
+
 def tie_blocks(node: Ties, left: Atoms, right: Atoms, blocks: int) -> None:
     """Tie block i of `left` to block i of `right`, each block whole."""
     for atoms in (left, right):

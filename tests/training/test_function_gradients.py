@@ -69,6 +69,12 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("Cos", (x(2, 3),), {}),
     ("Cosh", (x(2, 3),), {}),
     ("CumSum", (x(2, 4), sizes(1)), {"exclusive": 1, "reverse": 1}),
+    (
+        "DeformConv",
+        (x(1, 2, 4, 5), x(4, 1, 2, 2), x(1, 16, 3, 4), x(4), x(1, 8, 3, 4)),
+        {"group": 2, "offset_group": 2},
+    ),
+    ("DeformConv", (x(1, 2, 4, 5), x(3, 2, 2, 2), x(1, 8, 3, 2)), {"strides": [1, 2], "pads": [0, 0, 0, 0]}),
     ("DepthToSpace", (x(1, 8, 2, 2),), {"blocksize": 2, "mode": "CRD"}),
     ("DequantizeLinear", (x(2, 3), x(3), places(1, 0, 2)), {}),
     ("Div", (x(2, 3), x(3, **POSITIVE)), {}),

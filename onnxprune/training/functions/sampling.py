@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.training.functions.call import Call, function
+from onnxprune.training.functions.window import Window
 
 GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
@@ -79,3 +80,30 @@ def _cells(start: int, end: int, count: int, size: int) -> list[range]:
     step = max(end - start + 1, 1) / count
     edges = [(start + math.floor(n * step), start + math.ceil((n + 1) * step)) for n in range(count)]
     return [range(min(max(low, 0), size), min(max(high, 0), size)) for low, high in edges]
+
+
+@function("DeformConv")
+def deform_conv(
+    call: Call, x: Tensor, w: Tensor, offset: Tensor, b: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """DeformConv of images: each number under the kernel is read at a place of its own, between the pixels."""
+    (n, c, *sizes), kernel, shape = x.shape, w.shape[2:], offset.shape[2:]
+    taps, groups, parts = math.prod(kernel), int(call.attribute("group", 1)), int(call.attribute("offset_group", 1))
+    window = Window.of(call, sizes, kernel)
+    offsets = offset.reshape(n, parts, taps, 2, *shape)
+    grid = list[Tensor]()
+    for axis, size in enumerate(sizes):  # places in pixels, then from -1 to 1 between the outer edges
+        steps = torch.arange(shape[axis], device=x.device) * window.strides[axis] - window.before[axis]
+        taken = torch.arange(kernel[axis], device=x.device) * window.dilations[axis]
+        tap = taken.repeat_interleave(kernel[1]) if axis == 0 else taken.repeat(kernel[0])
+        along = steps.reshape([-1, 1] if axis == 0 else [1, -1])
+        grid.insert(0, (2 * (tap.reshape(-1, 1, 1) + along + offsets[:, :, :, axis]) + 1) / size - 1)
+    places = torch.stack(grid, -1).reshape(n * parts, taps * shape[0], shape[1], 2)
+    read = F.grid_sample(x.reshape(n * parts, c // parts, *sizes), places, "bilinear", "zeros", False)
+    read = read.reshape(n, parts, c // parts, taps, -1)
+    if mask is not None:
+        read = read * mask.reshape(n, parts, 1, taps, -1)
+    read = read.reshape(n, groups, c // groups, taps, -1)
+    y = torch.einsum("gmck,ngckl->ngml", w.reshape(groups, len(w) // groups, c // groups, taps), read)
+    y = y.reshape(n, len(w), *shape)
+    return y if b is None else y + b.reshape(-1, 1, 1)
