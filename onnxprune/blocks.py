@@ -35,7 +35,7 @@ RULES_OF = {
     "recurrent": ("Recurrent",),
     "add": ("Sum", "QLinearAdd"),
     "mul": ("Product",),
-    "elementwise": ("Elementwise", "Cast", "Dropout", "MicrosoftGelu", "QLinearLeakyRelu"),
+    "elementwise": ("Elementwise", "Cast", "Dropout", "MicrosoftGelu", "QLinearLeakyRelu", "RotaryEmbedding"),
     "norm": (
         *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization"),
         *("LpNormalization", "MeanVarianceNormalization", "SkipLayerNormalization"),
@@ -49,7 +49,17 @@ RULES_OF = {
         *("TopK", "Trilu"),
     ),
     "reshape": (
-        *("ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "Reshape", "Reverse", "SpaceToDepth", "Squeeze"),
+        *(
+            "Col2Im",
+            "ConstantOfShape",
+            "DepthToSpace",
+            "Expand",
+            "Flatten",
+            "Reshape",
+            "Reverse",
+            "SpaceToDepth",
+            "Squeeze",
+        ),
         *("Tile", "Transpose", "Unsqueeze"),
     ),
     "resize": ("Pad", "Resize", "Sample"),
