@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -262,11 +261,11 @@ def write_result(json_file: Path | None, content: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from onnxprune.files import ESCAPED, aside
+    from onnxprune.files import aside, json_text
 
     if json_file is None:
         return
-    text = json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", ESCAPED).decode("utf-8")
+    text = json_text(content, indent=1)
     if str(json_file) == "-":
         click.echo(text)
         return

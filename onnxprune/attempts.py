@@ -112,7 +112,6 @@ class Attempts:
     def _try_prediction(self) -> None:
         """Measure a plan that nothing has to be judged for, so that the search begins with the right limits."""
         problem = self._problem(self._ladder[0])
-        problem.check_reachable()
         trial = Attempt(problem, problem.plan(descend(problem)), self._ladder[0])
         self._cut_and_measure(trial)
         self.limits.move(trial)

@@ -71,9 +71,8 @@ def smallest_within(
 
 def _drop(attempts: Attempts, journal: Journal, finish: Finish) -> float:
     """Repair what was found, and measure the points that it loses."""
-    attempt = attempts.best
-    smaller = cut(attempt.channels, attempt.plan, runtime.evaluate)
-    return journal.drop(attempt.plan, lambda: finish.loss(attempt.plan, smaller))
+    channels, plan = attempts.best.channels, attempts.best.plan
+    return journal.drop(plan, lambda: finish.loss(plan, cut(channels, plan, runtime.evaluate)))
 
 
 def _target(share: float) -> dict[str, str]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LARGEST_INTEGER, LARGEST_FLOAT = 2**53, 1e300
-ESCAPED = "backslashreplace"  # a file name that is no UTF-8 is written as JSON escapes it, and read as it was
 
 
 def is_same(one: Path, other: Path) -> bool:
@@ -39,16 +38,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON ({error})") from error
 
 
+def json_text(content: Any, indent: int | None = None, allow_nan: bool = True) -> str:
+    """Write JSON; of a file name that is no UTF-8, what is none is escaped, and read as it was."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=allow_nan)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file; `outputs` writes it aside first, so that no reader sees half of it."""
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8", errors=ESCAPED)
+    path.write_text(json_text(content) + "\n", encoding="utf-8")
 
 
 def replace_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is whole whenever this process ends; `.NAME` is for the draft."""
     draft = path.with_name(f".{path.name}")
-    with draft.open("w", encoding="utf-8", errors=ESCAPED) as file:
-        file.write(json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json_text(content, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.ops.conv import tie_blocks
 from onnxprune.ops.linear import contract
-from onnxprune.ops.rule import Atoms, Factor, Resize, Rule, Ties, Unknown, View
+from onnxprune.ops.rule import Atoms, Axes, Factor, Resize, Rule, Ties, Unknown, View
 
 Q, K, V = 0, 1, 2
 PAST = {K: 4, V: 5}  # inputs
@@ -46,12 +46,7 @@ class Attention(Rule):
     @staticmethod
     def _heads(node: View, side: int) -> Atoms:
         """Give one atom of each head of an operand."""
-        axes = node.input(side)
-        if len(axes) == 4:
-            return axes[1]
-        count = int(node.attribute("q_num_heads" if side == Q else "kv_num_heads"))
-        heads: Atoms = axes[2].reshape(count, -1)[:, 0]
-        return heads
+        return heads_of(node.input(side), int(node.attribute("q_num_heads" if side == Q else "kv_num_heads", 0)))
 
     @staticmethod
     def _tie_others(node: Ties, heads: list[Atoms], packed: bool) -> None:
@@ -126,9 +121,9 @@ class RotaryEmbedding(Rule):
         if len(x) == 4:
             node.tie(x[1], y[1])
         else:
-            tie_blocks(node, x[2], y[2], self._heads(node))
+            tie_blocks(node, x[2], y[2], self._count(node))
 
-    def _heads(self, node: View) -> int:
+    def _count(self, node: View) -> int:
         count = int(node.attribute("num_heads", 0))
         if count:
             return count
@@ -140,7 +135,11 @@ class RotaryEmbedding(Rule):
     def resize(self, node: Resize) -> None:
         """Count the heads."""
         count = int(node.attribute("num_heads", 0))
-        if count and len(node.x) == 3:
-            node.set_attribute("num_heads", node.size(node.x[2].reshape(count, -1)[:, 0]))
-        elif count:
-            node.set_attribute("num_heads", node.size(node.x[1]))
+        if count:
+            node.set_attribute("num_heads", node.size(heads_of(node.x, count)))
+
+
+def heads_of(axes: Axes, count: int) -> Atoms:
+    """Give one atom of each head: heads are an axis of their own, or so many lie side by side."""
+    heads: Atoms = axes[1] if len(axes) == 4 else axes[2].reshape(count, -1)[:, 0]
+    return heads

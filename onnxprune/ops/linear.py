@@ -108,7 +108,8 @@ class Einsum(Rule):
         terms, result = self._labels(node)
         place = {label: (node.y, axis) for axis, label in reversed(list(enumerate(result)))}
         for position, term in enumerate(terms):
-            place = place | {label: (node.input(position), a) for a, label in enumerate(term) if label not in place}
+            for axis, label in enumerate(term):
+                place.setdefault(label, (node.input(position), axis))
         found, made = list[list[Factor]](), set(terms[0])
         for number, term in enumerate(terms[1:], start=2):
             made |= set(term)
