@@ -199,32 +199,36 @@ class Attempts:
         asked, problem = self._settings, self._problem(align)
         problem.check_reachable()
         problem.together = asked.workers
-        if align is self._ladder[0]:
-            self._recall(problem)
+        self._recall(problem, candidates=align is self._ladder[0])
         course = Course(problem, asked.budget, asked.time_limit, self._seconds, self._progress)
         assert asked.search is not None, "resolve chooses one"
         policy = None if asked.policy is None else Path(asked.policy)
         wanted = search.SearchSettings(asked.budget, asked.seed, course.stop, policy, asked.policy_preset)
         found = search.find(asked.search)(problem, wanted, course.step)
         plan = self._best_repaired(problem, found)
-        is_found = plan is found or plan.counts.tobytes() in problem.asked
+        is_found = plan is found or self._journal is None or self._journal.has_asked(plan)
         return Attempt(problem, plan, align, stopped=course.stopped, is_found=is_found)
 
     def _seconds(self) -> float:
         """Give the time that searches have taken so far."""
         return time.monotonic() - self._start if self._journal is None else self._journal.seconds
 
-    def _recall(self, problem: Problem) -> None:
-        """Let plans be candidates that earlier runs in this folder have judged, those that a search could come to."""
-        earlier = () if self._journal is None else self._journal.earlier
-        size = len(problem.widths)
-        known = [entry for entry in earlier if entry.effort == "quick" and len(entry.counts) == size]
-        if not known:
+    def _recall(self, problem: Problem, *, candidates: bool) -> None:
+        """Tell what is known of plans that were judged before, here or by earlier runs, for whatever targets.
+
+        Those that its search could come to are candidates, where it asks for any.
+        """
+        if self._journal is None:
             return
-        rows = np.asarray([entry.counts for entry in known], np.int64)
-        for at in np.flatnonzero(problem.admits(rows)):
-            plan, entry = problem.plan(rows[at]), known[at]
-            if entry.error is not None and digest(plan) == entry.plan:  # channels may be ranked otherwise now
+        size = len(problem.widths)
+        for entry in self._journal.answered:
+            if entry.effort != "quick" or entry.error is None or len(entry.counts) != size:
+                continue
+            plan = problem.plan(np.asarray(entry.counts, np.int64))
+            if digest(plan) != entry.plan:  # channels were ranked otherwise
+                continue
+            problem.known.append((plan, -entry.error))
+            if candidates and problem.admits(plan.counts[None])[0]:
                 problem.visited[plan.counts.tobytes()] = plan, -entry.error
 
     def _best_repaired(self, problem: Problem, plan: Plan) -> Plan:

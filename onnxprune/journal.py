@@ -52,14 +52,14 @@ class Journal:
         judging: judges what is not known.
         entries: what is known.
         began: how many of them there were when this run began; the others are its own, of before it was interrupted.
-        earlier: how many of them are of runs that finished before it.
+        earlier: how many of them are of runs for something else that finished before it.
         together: plans that are judged at once; an interrupt loses no more than these.
         append: keeps new entries; called for every question, before it is answered, whether or not there are any.
         clock: gives the time in seconds.
 
     Attributes:
         entries: all that is known.
-        earlier: what runs before this one have left.
+        earlier: what finished runs for something else have left.
         seconds: of searching, when a plan was last judged. What is only repeated counts as it did the first time: a
             search that asks for the time gets the same answers when it goes on.
     """
@@ -79,15 +79,24 @@ class Journal:
         self.entries = list(entries)
         self.earlier = tuple(entries[:earlier])
         self.seconds = 0.0
-        self._known = {(entry.plan, entry.effort): entry for entry in entries}
+        self._known: dict[tuple[str, Kind], Entry] = {(entry.plan, entry.effort): entry for entry in entries}
         self._own = {(entry.plan, entry.effort) for entry in entries[began:]}
-        self._asked: set[tuple[str, str]] = set()
+        self._asked: dict[tuple[str, Kind], None] = {}  # in the order of the questions
         self._since = clock()
 
     @property
     def judged(self) -> dict[str, int]:
         """Number of plans that this run asked for, by effort."""
         return dict(Counter(effort for _, effort in sorted(self._asked)))
+
+    @property
+    def answered(self) -> list[Entry]:
+        """What earlier runs have left, and what this one has asked for so far: the same when it goes on."""
+        return list(dict.fromkeys([*self.earlier, *(self._known[asked] for asked in self._asked)]))
+
+    def has_asked(self, plan: Plan) -> bool:
+        """Tell whether a search of this run came to a plan."""
+        return (digest(plan), "quick") in self._asked
 
     def errors(self, plans: Sequence[Plan], *, effort: Effort = "quick") -> list[float]:
         """Judge plans; each only once. What is not a number is infinite here."""
@@ -124,7 +133,7 @@ class Journal:
 
     def _answer(self, name: str, effort: Kind) -> float:
         entry = self._known[name, effort]
-        self._asked.add((name, effort))
+        self._asked[name, effort] = None
         if (name, effort) in self._own:
             self.seconds = max(self.seconds, entry.seconds)
             self._since = min(self._since, self._clock() - self.seconds)

@@ -76,7 +76,8 @@ class Problem:
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
         visited: plans that were judged, by what they keep of each group, with their scores.
-        asked: those of them that were judged here; `visited` may hold what earlier runs have judged as well.
+        asked: those of them that were judged here; `visited` may hold what was judged before as well.
+        known: plans that were judged before this search, for whatever targets, with their scores.
         told: hears of each different plan that is judged, and of its score.
         together: plans that are judged at once.
         is_over: tells whether the time is used up; then no more of several plans are judged.
@@ -98,6 +99,7 @@ class Problem:
         self.targets = tuple(targets)
         self.judging = judging
         self.visited: dict[bytes, tuple[Plan, float]] = {}
+        self.known: list[tuple[Plan, float]] = []
         self.told: Callable[[Plan, float], None] = lambda plan, score: None
         self.together = 1
         self.is_over: Callable[[], bool] = lambda: False

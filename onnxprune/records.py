@@ -35,7 +35,7 @@ class Record:
         dry_run: whether nothing is to be written.
         is_kept: whether the folder stays when the run has ended well.
         began: how many plans had been judged here before this run.
-        earlier: how many of them when a run last finished here.
+        earlier: how many of them when a run for something else last finished here; it may learn from these.
         state: how far it is; from `writing` on, its results may be there.
     """
 

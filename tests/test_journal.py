@@ -167,6 +167,20 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path, line: bytes) -
         read_lines(file, Entry)
 
 
+def test_what_earlier_runs_left_and_what_was_asked_for_so_far_is_told_in_order_and_the_rest_is_not(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "judged.jsonl"
+    Journal(Judge(), append=kept_in(file)).errors(PLANS[:7])
+    again = Journal(Judge(), read_lines(file, Entry), began=2, earlier=2)
+    again.errors([PLANS[5], PLANS[9], PLANS[0], PLANS[5]])
+    again.errors(PLANS[3:4], effort="full")
+    told = [(entry.plan, entry.effort) for entry in again.answered]
+    expected = [(PLANS[at], "quick") for at in (0, 1, 5, 9)] + [(PLANS[3], "full")]
+    assert told == [(digest(plan), effort) for plan, effort in expected]
+    assert [again.has_asked(PLANS[at]) for at in (0, 1, 3, 5)] == [True, False, False, True]
+
+
 # ---- time
 
 

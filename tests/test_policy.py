@@ -446,6 +446,39 @@ def test_a_plan_that_an_agent_comes_to_again_is_learnt_from_once() -> None:
     np.testing.assert_array_equal(often.weights, once.weights)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_plans_that_were_judged_for_another_target_tell_a_search_at_once_what_groups_matter(seed: int) -> None:
+    gained = []
+    for knows in (False, True):
+        problem, best = hard(seed)
+        judging, rng = problem.judging, np.random.default_rng(0)
+        assert isinstance(judging, Judged)
+        other = problem_of(LONG, worth=problem.importance, judging=judging, macs=0.5)
+        space = Space(other, start_of(other))
+        before = [space.plan(rng.normal(0, 0.5, len(space.start))) for _ in range(40 if knows else 0)]
+        problem.known = [(plan, -judging.error(plan)) for plan in before]
+        plan, _ = run(gnn_rl.search, problem, 4)
+        assert problem.meets(plan.counts).all()
+        gained.append(np.log(judging.error(problem.plan(start_of(problem))) / judging.error(plan)) / best)
+    assert gained[1] > 0.8 > 0.4 > gained[0]
+
+
+def test_plans_far_from_the_targets_are_trusted_less() -> None:
+    problem = problem_of(channels_of(convs()), judging=Judged(), macs=0.5, params=0.4)
+    episodes = Episodes(problem, start_of(problem), 2)
+    assert [len(part) for part in episodes.remembered()] == [0, 0, 0]
+    plans = [problem.plan(np.ceil(share * problem.most).astype(int)) for share in (0.9, 0.7, 0.2)]
+    problem.known = [(plan, -0.1 / (1 + at)) for at, plan in enumerate(plans)]
+    counts, rewards, trust = episodes.remembered()
+    for plan, found, trusted in zip(plans, counts, trust, strict=True):
+        np.testing.assert_array_equal(found, plan.counts)
+        costs = problem.costs.of(plan.counts)
+        ratios = [costs[t.metric][0] / t.limit for t in problem.targets]
+        assert trusted == pytest.approx(min(min(ratio, 1 / ratio) for ratio in ratios) ** 4)
+    assert trust[1] > max(trust[0], trust[2])
+    assert list(rewards) == sorted(rewards)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_where_widths_come_in_large_steps_plans_are_drawn_more_boldly(seed: int) -> None:
     found = []

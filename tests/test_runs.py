@@ -26,7 +26,11 @@ from onnxprune.course import TIME_IS_UP
 from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError, TargetError, VerifyError
 from onnxprune.files import read_lines, to_lines
 from onnxprune.journal import Entry
+from onnxprune.plan import Plan
+from onnxprune.problem import Problem
 from onnxprune.records import can_go_on, is_finished
+from onnxprune.search import Progress, SearchSettings
+from onnxprune.search.random import search
 from onnxprune.settings import resolve
 
 BASE = ("compress", "model.onnx", "--flops", 0.5, "--data", "x.npy", "--align", 1)
@@ -565,12 +569,57 @@ def test_earlier_plans_are_no_candidates_where_a_search_could_not_come_to_them(
         assert not any("an earlier run" in note for note in report()["notes"])
 
 
+def test_what_a_search_learnt_for_another_target_is_learnt_from_the_same_when_it_goes_on_or_runs_again(
+    folder: Path, counted: Counted
+) -> None:
+    learning = (*BASE[:3], 0.3, *BASE[4:], "--search", "gnn_rl", "--budget", 10, "-o", "small.onnx", "--force")
+    passed(*learning)
+    alone = counted.taken()
+    passed(*SEARCH, "-o", "small.onnx", "--run", "kept", "--force")
+    shutil.copytree("kept", "other")
+    counted.taken()
+    passed(*learning, "--run", "kept")
+    expected, known = written(), names("kept")
+    assert set(counted.taken()) - set(alone)  # it takes another way
+    for _ in range(2):
+        passed(*learning, "--run", "kept")
+        assert (written(), counted.taken(), names("kept")) == (expected, [], known)
+    for place in (3, 3):
+        counted.ends_at = {place: KeyboardInterrupt()}
+        failed(130, *learning, "--run", "other")
+        counted.plans.clear()
+    passed("compress", "model.onnx", "--resume", "--run", "other", "--force")
+    assert (written(), names("other")) == (expected, known)
+
+
+def test_later_searches_of_a_run_know_what_earlier_ones_have_judged_and_may_take_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, visited = list[int](), list[int]()
+
+    def looked(problem: Problem, settings: SearchSettings, progress: Progress) -> Plan:
+        known.append(len(problem.known))
+        visited.append(len(problem.visited))
+        return search(problem, settings, progress)
+
+    monkeypatch.setattr("onnxprune.search.random.search", looked)
+    passed("compress", "model.onnx", "--max-drop", 10, *BASE[4:], *RANDOM, "-o", "small.onnx")
+    assert known[0] == visited[0] == 0
+    assert known[1] > 1
+    assert known == sorted(known)
+    assert all(candidates <= plans for candidates, plans in zip(visited, known, strict=True))
+    assert max(visited) > 0
+    assert not any("an earlier run" in note for note in report()["notes"])
+
+
 def test_plans_of_a_run_that_was_interrupted_are_known_but_are_no_candidates(interrupted: Path) -> None:
     uniform = (*BASE[:3], 0.6, *BASE[4:], "--search", "uniform", "-o", "small.onnx")
     passed(*uniform, "--run", "kept")
     assert (record("kept")["began"], record("kept")["earlier"]) == (5, 0)
     assert not any("an earlier run" in note for note in report()["notes"])
     passed(*uniform, "--run", "kept", "--force")
+    assert record("kept")["earlier"] == 0  # the same again
+    passed(*SEARCH, "-o", "small.onnx", "--run", "kept", "--force")
     assert record("kept")["earlier"] == 6  # one has finished behind them
 
 

@@ -62,6 +62,7 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
         elif settings.policy is not None:
             learner = Learner(fresh(), episodes, how, generator)
         learner.recall(begun)
+        learner.remember()
         budget.count()
         while budget.goes_on():
             learner.practise(min(how.together, budget.left))

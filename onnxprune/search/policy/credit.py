@@ -46,6 +46,7 @@ class Credit:
         lost, most = space.lost(np.stack([space.start, space.problem.least])) @ weights
         self._scale = weights / (max(lost, LEAST * most) or 1.0)  # the plan to start from may lose nothing
         self._lost, self._rewards, self.best = np.empty((0, groups)), np.empty(0), space.start
+        self._trusted, self._most = np.empty(0), -np.inf
         self._seen: set[bytes] = set()
         self._found = np.concatenate([np.zeros(groups), [0.0, np.log(POWER)]])
 
@@ -61,20 +62,28 @@ class Credit:
         """Tell whether a plan (groups,) was among the episodes."""
         return plan.tobytes() in self._seen
 
-    def add(self, plans: Sequence[Counts], rewards: Floats) -> None:
+    def add(self, plans: Sequence[Counts], rewards: Floats, trust: Floats | float = 1.0) -> None:
         """Take more episodes into the fit: the channels per group that each came to, and its reward.
 
         A plan counts once, however often a search comes to it.
+
+        Args:
+            plans: (groups,) each; those that meet no target tell what groups matter, but are never the best.
+            rewards: of each.
+            trust: in each, compared with that in episodes of this search.
         """
         new = {plan.tobytes(): at for at, plan in enumerate(plans) if plan.tobytes() not in self._seen}
         if not new:
             return
         self._seen |= new.keys()
         rows = list(new.values())
-        self._lost = np.concatenate([self._lost, self._space.lost(np.stack(plans)[rows]) * self._scale])
-        if rewards[rows].max() > self._rewards.max(initial=-np.inf):
-            self.best = plans[rows[int(np.argmax(rewards[rows]))]]
-        self._rewards = np.concatenate([self._rewards, rewards[rows]])
+        counts, found = np.stack(plans)[rows], rewards[rows]
+        self._lost = np.concatenate([self._lost, self._space.lost(counts) * self._scale])
+        self._rewards = np.concatenate([self._rewards, found])
+        self._trusted = np.concatenate([self._trusted, np.broadcast_to(trust, len(plans))[rows]])
+        fitting = np.where(self._space.problem.meets(counts), found, -np.inf)
+        if fitting.max() > self._most:
+            self._most, self.best = float(fitting.max()), counts[int(np.argmax(fitting))]
         self._found = least_squares(self._wrong, self._found, self._slopes, method="trf", max_nfev=50).x
 
     def expected(self, plans: Counts) -> Floats:
@@ -87,13 +96,15 @@ class Credit:
 
     def _wrong(self, unknowns: Floats) -> Floats:
         doubts = np.append(self._whitening @ unknowns[:-2], POWER_TRUST * (unknowns[-1] - np.log(POWER)))
-        return np.concatenate([self._expected(self._lost, unknowns) - self._rewards, TRUST * doubts])
+        wrong = self._trusted * (self._expected(self._lost, unknowns) - self._rewards)
+        return np.concatenate([wrong, TRUST * doubts])
 
     def _slopes(self, unknowns: Floats) -> Floats:
         groups = len(unknowns) - 2
         parts, power = self._lost * np.exp(unknowns[:-2]), np.exp(unknowns[-1])
         total = parts.sum(axis=1, keepdims=True) + FLOOR
         of_rewards = np.hstack([-power * parts / total, np.ones_like(total), -power * np.log(total)])
+        of_rewards *= self._trusted[:, None]
         of_doubts = np.zeros((groups + 1, groups + 2))
         of_doubts[:-1, :-2] = TRUST * self._whitening
         of_doubts[-1, -2:] = 0.0, TRUST * POWER_TRUST

@@ -197,6 +197,10 @@ class Learner:
         self._credit.add([plan.counts for plan in plans], rewards)
         return rewards
 
+    def remember(self) -> None:
+        """Learn what groups matter from the plans that were judged before this search, for whatever targets."""
+        self._credit.add(*self.episodes.remembered())
+
     def think(self, number: int) -> None:
         """Play some episodes that nobody judges, and learn from what the model of `Credit` says of them."""
         steps, ends = self.play(number)
