@@ -87,7 +87,8 @@ class Multiple(click.ParamType[Any]):
     "--budget",
     default=100,
     show_default=True,
-    help="Different candidates a search may judge; where coarser widths are tried as well (--align), each has its own.",
+    help="Different candidates a search may judge. Where it is done again, for coarser widths (--align), --latency or "
+    "--memory: as many each time; a quarter for gnn_rl, which learns from those before.",
 )
 @click.option(
     "--time-limit",

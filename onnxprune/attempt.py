@@ -49,7 +49,7 @@ class Attempt:
         memory: bytes that a process needs to run the original, and the smaller model, where that was measured.
         score: how the search judges the plan, once it was asked; larger is better.
         stopped: why its search was stopped early, or empty.
-        is_found: whether a search of this run came to it; else an earlier run did.
+        is_found: whether its search came to it; else an earlier run did.
     """
 
     problem: Problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,6 +34,7 @@ from onnxprune.weights import Floats
 ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))
 MOST_WORSE = 1.25  # times the error of the finer plan that a coarser one may have to be taken for its speed
 FINALISTS = 3  # plans of a search that are fully repaired before one is chosen
+AGAIN = 0.25  # of the budget: for a search with other widths or limits that learns from what was judged before
 CORRECTIONS = 3  # times that a search is done again because what was measured is not what was asked for
 
 
@@ -195,18 +197,20 @@ class Attempts:
             self._journal,
         )
 
-    def _search(self, align: Align) -> Attempt:
+    def _search(self, align: Align, part: float = 1.0) -> Attempt:
+        """Search with a part of the budget."""
         asked, problem = self._settings, self._problem(align)
         problem.check_reachable()
         problem.together = asked.workers
         self._recall(problem, candidates=align is self._ladder[0])
-        course = Course(problem, asked.budget, asked.time_limit, self._seconds, self._progress)
+        budget = math.ceil(part * asked.budget)
+        course = Course(problem, budget, asked.time_limit, self._seconds, self._progress)
         assert asked.search is not None, "resolve chooses one"
         policy = None if asked.policy is None else Path(asked.policy)
-        wanted = search.SearchSettings(asked.budget, asked.seed, course.stop, policy, asked.policy_preset)
+        wanted = search.SearchSettings(budget, asked.seed, course.stop, policy, asked.policy_preset)
         found = search.find(asked.search)(problem, wanted, course.step)
         plan = self._best_repaired(problem, found)
-        is_found = plan is found or self._journal is None or self._journal.has_asked(plan)
+        is_found = plan is found or plan.counts.tobytes() in problem.asked
         return Attempt(problem, plan, align, stopped=course.stopped, is_found=is_found)
 
     def _seconds(self) -> float:
@@ -216,11 +220,11 @@ class Attempts:
     def _recall(self, problem: Problem, *, candidates: bool) -> None:
         """Tell what is known of plans that were judged before, here or by earlier runs, for whatever targets.
 
-        Those that its search could come to are candidates, where it asks for any.
+        Where it asks for candidates: those of earlier runs that its search could come to.
         """
         if self._journal is None:
             return
-        size = len(problem.widths)
+        size, earlier = len(problem.widths), set(self._journal.earlier)
         for entry in self._journal.answered:
             if entry.effort != "quick" or entry.error is None or len(entry.counts) != size:
                 continue
@@ -228,7 +232,7 @@ class Attempts:
             if digest(plan) != entry.plan:  # channels were ranked otherwise
                 continue
             problem.known.append((plan, -entry.error))
-            if candidates and problem.admits(plan.counts[None])[0]:
+            if candidates and entry in earlier and problem.admits(plan.counts[None])[0]:
                 problem.visited[plan.counts.tobytes()] = plan, -entry.error
 
     def _best_repaired(self, problem: Problem, plan: Plan) -> Plan:
@@ -245,10 +249,17 @@ class Attempts:
     def _other(self, align: Align) -> Attempt | None:
         """Search with other widths or limits; None where the targets cannot be met or a plan comes that was tried."""
         try:
-            found = self._search(align)
+            found = self._search(align, AGAIN if self._learns else 1.0)
         except TargetError:
             return None
         return None if self._was_tried(found) else found
+
+    @property
+    def _learns(self) -> bool:
+        """Whether a search that is done again knows what was judged before."""
+        asked = self._settings
+        assert asked.search is not None, "resolve chooses one"
+        return self._journal is not None and asked.policy_preset == "default" and search.learns(asked.search)
 
     def _was_tried(self, attempt: Attempt) -> bool:
         return any(np.array_equal(attempt.plan.counts, tried.plan.counts) for tried in self.tried)

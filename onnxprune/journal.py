@@ -94,10 +94,6 @@ class Journal:
         """What earlier runs have left, and what this one has asked for so far: the same when it goes on."""
         return list(dict.fromkeys([*self.earlier, *(self._known[asked] for asked in self._asked)]))
 
-    def has_asked(self, plan: Plan) -> bool:
-        """Tell whether a search of this run came to a plan."""
-        return (digest(plan), "quick") in self._asked
-
     def errors(self, plans: Sequence[Plan], *, effort: Effort = "quick") -> list[float]:
         """Judge plans; each only once. What is not a number is infinite here."""
         names = [digest(plan) for plan in plans]

@@ -76,7 +76,7 @@ class Problem:
         steps: widths change by this many channels.
         least: fewest channels each group can keep.
         visited: plans that were judged, by what they keep of each group, with their scores.
-        asked: those of them that were judged here; `visited` may hold what was judged before as well.
+        asked: those of them that were judged here; `visited` may hold what earlier runs have judged as well.
         known: plans that were judged before this search, for whatever targets, with their scores.
         told: hears of each different plan that is judged, and of its score.
         together: plans that are judged at once.

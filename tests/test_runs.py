@@ -592,7 +592,7 @@ def test_what_a_search_learnt_for_another_target_is_learnt_from_the_same_when_it
     assert (written(), names("other")) == (expected, known)
 
 
-def test_later_searches_of_a_run_know_what_earlier_ones_have_judged_and_may_take_it(
+def test_later_searches_of_a_run_know_what_earlier_ones_have_judged(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known, visited = list[int](), list[int]()
@@ -604,12 +604,10 @@ def test_later_searches_of_a_run_know_what_earlier_ones_have_judged_and_may_take
 
     monkeypatch.setattr("onnxprune.search.random.search", looked)
     passed("compress", "model.onnx", "--max-drop", 10, *BASE[4:], *RANDOM, "-o", "small.onnx")
-    assert known[0] == visited[0] == 0
+    assert known[0] == 0
     assert known[1] > 1
     assert known == sorted(known)
-    assert all(candidates <= plans for candidates, plans in zip(visited, known, strict=True))
-    assert max(visited) > 0
-    assert not any("an earlier run" in note for note in report()["notes"])
+    assert set(visited) == {0}  # they were found for other targets, and are no candidates
 
 
 def test_plans_of_a_run_that_was_interrupted_are_known_but_are_no_candidates(interrupted: Path) -> None:

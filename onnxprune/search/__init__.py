@@ -84,3 +84,8 @@ def find(name: str) -> Search:
     """Import a search by name."""
     search: Search = importlib.import_module(f"{__name__}.{name}").search
     return search
+
+
+def learns(name: str) -> bool:
+    """Tell whether a search learns from the plans that were judged before it, see `Problem.known`."""
+    return bool(getattr(importlib.import_module(f"{__name__}.{name}"), "LEARNS", False))

@@ -15,6 +15,7 @@ from onnxprune.problem import Problem
 from onnxprune.search import Budget, Progress, SearchSettings, greedy
 from onnxprune.weights import Floats
 
+LEARNS = True  # from plans that were judged before
 LENGTH = 2  # actions of an episode
 PROBED = 0.125  # of the budget: groups that are cut alone at first
 FEWEST_PROBED = 4  # what fewer of them do says nothing: they are compared with each other

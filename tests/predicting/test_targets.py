@@ -20,6 +20,7 @@ from onnxprune.errors import InputError, TargetError
 from onnxprune.limits import next_limit
 from onnxprune.metrics import LATENCY, Costs
 from onnxprune.model import Model
+from onnxprune.plan import Plan
 from onnxprune.predicting import kept
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.features import Features
@@ -28,7 +29,7 @@ from onnxprune.predicting.samples import Samples, draw
 from onnxprune.problem import Problem
 from onnxprune.profiling.intervals import Interval
 from onnxprune.progress import Progress
-from onnxprune.search import greedy
+from onnxprune.search import SearchSettings, find, greedy
 from onnxprune.targets import parse_target
 
 IMAGE = (3, 8, 8)
@@ -102,6 +103,27 @@ def test_predictions_that_are_off_are_found_out_and_made_up_for(
     report = compress("0.4", data)
     assert time_share(report) == pytest.approx(0.4, rel=0.06)
     assert machine.timed > 1
+
+
+@pytest.mark.parametrize(("name", "part"), [("gnn_rl", 0.25), ("evolution", 1)])
+def test_a_search_that_learns_from_what_is_known_is_done_again_with_a_quarter_of_the_budget(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str, part: float
+) -> None:
+    budgets, known, search = list[int](), list[int](), find(name)
+
+    def noted(problem: Problem, settings: SearchSettings, progress: Any) -> Plan:
+        budgets.append(settings.budget)
+        known.append(len(problem.known))
+        return search(problem, settings, progress)
+
+    monkeypatch.setattr(f"onnxprune.search.{name}.search", noted)
+    monkeypatch.setattr(attempts.Attempts, "_try_prediction", lambda self: None)
+    machine.real = lambda share: (0.1 + 0.9 * share) ** 1.4
+    report = compress("0.4", "data.npz", search=name, budget=12)
+    assert time_share(report) == pytest.approx(0.4, rel=0.06)
+    assert len(budgets) > 1
+    assert budgets == [12] + [12 * part] * (len(budgets) - 1)
+    assert known[1] > known[0] == 0
 
 
 def test_a_plan_that_takes_longer_than_asked_is_taken_only_where_no_other_is_left(machine: Machine) -> None:
