@@ -26,7 +26,7 @@ MOST_REWARD = 5.0  # an answer that is no number, or next to perfect, is worth n
 LEAST_LOST = 1e-3  # of the variance of what layers answer
 MOST_KIND = 4.0  # log of what a kind of groups is told to be dearer than others, at most
 TINY = 1e-4  # of the error to start from: errors below are no better
-FADES = 4.0  # plans that cost twice what is allowed, or half, are trusted by this power of two less
+FADES = 4.0  # the power of how far a plan's costs are from what is allowed, by which less it is trusted
 CONTEXT = ("step", "macs target", "params target", "other targets", "macs", "params", "lost")
 """What an agent is told beside the graph: how far the episode is, logarithms of shares of the original, and of what the
 plan to start from loses."""
@@ -115,7 +115,8 @@ class Episodes:
 
     def rewards(self, plans: Sequence[Plan]) -> Floats:
         """Judge plans: how much smaller their errors are than that of the plan to start from, as a logarithm."""
-        return self._gained(self._errors(plans))
+        first = self._first  # judged before any other
+        return _gained(self._errors(plans), first)
 
     def remembered(self) -> tuple[list[Counts], Floats, Floats]:
         """Give the plans that were judged before this search, for whatever targets.
@@ -127,16 +128,11 @@ class Episodes:
         known = self.problem.known
         if not known:
             return [], np.empty(0), np.empty(0)
-        counts, costs = [plan.counts for plan, _ in known], self.problem.costs.of([plan.counts for plan, _ in known])
+        counts = [plan.counts for plan, _ in known]
+        costs = self.problem.costs.of(counts)
         apart = [np.log(np.maximum(costs[t.metric], 1e-9) / max(t.limit, 1e-9)) for t in self.problem.targets]
-        scores = np.asarray([score for _, score in known])
-        return counts, self._gained(self._as_errors(scores)), np.exp(-FADES * np.abs(apart).max(axis=0, initial=0))
-
-    def _gained(self, errors: Floats) -> Floats:
-        least = TINY * self._first + 1e-12
-        known = np.where(np.isfinite(errors), np.maximum(errors, 0), self._first)
-        gained = np.clip(np.log((self._first + least) / (known + least)), -MOST_REWARD, MOST_REWARD)
-        return np.where(np.isfinite(errors), gained, -MOST_REWARD)
+        errors = self._as_errors(np.asarray([score for _, score in known]))
+        return counts, _gained(errors, self._first), np.exp(-FADES * np.abs(apart).max(axis=0, initial=0))
 
     def _errors(self, plans: Sequence[Plan]) -> Floats:
         return self._as_errors(np.asarray(self.problem.scores(plans)))
@@ -144,6 +140,14 @@ class Episodes:
     def _as_errors(self, scores: Floats) -> Floats:
         """Turn scores into errors: of answers, without data the share of the importance that is lost."""
         return -scores if self.problem.judging is not None else 1 - scores
+
+
+def _gained(errors: Floats, first: float) -> Floats:
+    """Tell how much smaller errors are than that of the plan to start from, as logarithms."""
+    least = TINY * first + 1e-12
+    known = np.where(np.isfinite(errors), np.maximum(errors, 0), first)
+    gained = np.clip(np.log((first + least) / (known + least)), -MOST_REWARD, MOST_REWARD)
+    return np.where(np.isfinite(errors), gained, -MOST_REWARD)
 
 
 class PruningEnv(gymnasium.Env[dict[str, Any], Floats]):
