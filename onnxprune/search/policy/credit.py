@@ -68,7 +68,7 @@ class Credit:
         A plan counts once, however often a search comes to it.
 
         Args:
-            plans: (groups,) each; those that meet no target tell what groups matter, but are never the best.
+            plans: (groups,) each; those that miss a target tell what groups matter as well, but are never the best.
             rewards: of each.
             trust: in each, compared with that in episodes of this search.
         """
