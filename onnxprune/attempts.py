@@ -75,6 +75,8 @@ class Attempts:
         self._allows = allows
         self._lossless = prepared.lossless
         self._settings = prepared.source.settings
+        assert self._settings.search is not None, "resolve chooses one"
+        self._search_name = self._settings.search
         self._journal = journal
         self._worth = worth
         self._progress = progress
@@ -205,10 +207,9 @@ class Attempts:
         self._recall(problem, candidates=align is self._ladder[0])
         budget = math.ceil(part * asked.budget)
         course = Course(problem, budget, asked.time_limit, self._seconds, self._progress)
-        assert asked.search is not None, "resolve chooses one"
         policy = None if asked.policy is None else Path(asked.policy)
         wanted = search.SearchSettings(budget, asked.seed, course.stop, policy, asked.policy_preset)
-        found = search.find(asked.search)(problem, wanted, course.step)
+        found = search.find(self._search_name)(problem, wanted, course.step)
         plan = self._best_repaired(problem, found)
         is_found = plan is found or plan.counts.tobytes() in problem.asked
         return Attempt(problem, plan, align, stopped=course.stopped, is_found=is_found)
@@ -257,9 +258,8 @@ class Attempts:
     @property
     def _learns(self) -> bool:
         """Whether a search that is done again knows what was judged before."""
-        asked = self._settings
-        assert asked.search is not None, "resolve chooses one"
-        return self._journal is not None and asked.policy_preset == "default" and search.learns(asked.search)
+        is_default = self._settings.policy_preset == "default"
+        return self._journal is not None and is_default and search.learns(self._search_name)
 
     def _was_tried(self, attempt: Attempt) -> bool:
         return any(np.array_equal(attempt.plan.counts, tried.plan.counts) for tried in self.tried)

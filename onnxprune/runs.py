@@ -116,12 +116,10 @@ class Run:
         if before is None:
             return new
         new = replace(new, is_kept=new.is_kept or before.is_kept)
-        if before.state == "finished" and before.settings != new.settings:
-            return replace(new, earlier=count)
-        new = replace(new, earlier=min(before.earlier, count))  # the user may have taken lines away
-        if before.state == "finished":  # the same again knows as little as it did, and does the same
-            return new
-        if (before.settings, before.dry_run) != (new.settings, new.dry_run):
+        is_finished, is_other = before.state == "finished", before.settings != new.settings
+        # The user may have taken lines away. The same again knows as little as it did, and does the same.
+        new = replace(new, earlier=count if is_finished and is_other else min(before.earlier, count))
+        if is_finished or is_other or before.dry_run != new.dry_run:
             return new
         self._goes_on = True
         return replace(new, began=min(before.began, count), state=before.state)

@@ -92,18 +92,8 @@ ZERO_POINTS = {
 """For each quantised operand (operator, input): which input says what is zero, and along which axis if not a scalar."""
 
 COUNTED = {
-    *(
-        "Attention",
-        "Conv",
-        "ConvInteger",
-        "ConvTranspose",
-        "DeformConv",
-        "Einsum",
-        "FusedConv",
-        "FusedGemm",
-        "FusedMatMul",
-        "GRU",
-    ),
+    *("Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum"),
+    *("FusedConv", "FusedGemm", "FusedMatMul", "GRU"),
     *("Gemm", "LSTM", "MatMul", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul", "RNN"),
 }
 """Operators that multiply and accumulate."""

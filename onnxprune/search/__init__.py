@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from onnxprune.plan import Plan
 from onnxprune.problem import Problem
@@ -82,10 +83,14 @@ def names() -> list[str]:
 
 def find(name: str) -> Search:
     """Import a search by name."""
-    search: Search = importlib.import_module(f"{__name__}.{name}").search
+    search: Search = _module(name).search
     return search
 
 
 def learns(name: str) -> bool:
     """Tell whether a search learns from the plans that were judged before it, see `Problem.known`."""
-    return bool(getattr(importlib.import_module(f"{__name__}.{name}"), "LEARNS", False))
+    return bool(getattr(_module(name), "LEARNS", False))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")

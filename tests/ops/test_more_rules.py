@@ -535,24 +535,11 @@ def attention_to_what_was_turned() -> ModelProto:
     b = Builder(opset=23)
     x = b.input("N", 5, 7)
     q, k, v = (projected(b, x, 4, size) for size in (6, 6, 2))
-    q = b.node(
-        "RotaryEmbedding", q, b.weight(9, 3), b.weight(9, 3), b.node("Expand", b.integers(*range(5)), sizes_of(b, x))
-    )
-    k = b.node(
-        "RotaryEmbedding",
-        k,
-        b.weight(9, 2),
-        b.weight(9, 2),
-        b.node("Expand", b.integers(*range(5)), sizes_of(b, x)),
-        rotary_embedding_dim=4,
-        interleaved=1,
-    )
+    positions = b.node("Expand", b.integers(*range(5)), b.node("Shape", x, end=2))
+    q = b.node("RotaryEmbedding", q, b.weight(9, 3), b.weight(9, 3), positions)
+    tables = b.weight(9, 2), b.weight(9, 2)
+    k = b.node("RotaryEmbedding", k, *tables, positions, rotary_embedding_dim=4, interleaved=1)
     return b.done(merged(b, b.node("Attention", q, k, v), 8), rank=3)
-
-
-def sizes_of(b: Builder, x: str) -> str:
-    """Batch and length."""
-    return b.node("Shape", x, end=2)
 
 
 @case(3)
