@@ -27,6 +27,7 @@ FEWEST_TOGETHER = 32  # samples of a step in training, and
 TENSORS = 4  # times as many as a model's largest tensors allow where it runs only: steps gain from it
 EXACT = 9  # decimals of points, so that 1 less 0.99 is one point and no more
 
+NOT_TAKEN = "what came of training loses more points than --max-drop allows, so the weights are those from before it"
 PURPOSES = {
     "calibration": "for statistics and repair",
     "search": "to choose between candidates and whether to keep the repair",
@@ -124,6 +125,11 @@ class Finish:
         notes = result.notes("--choose last") + untrained(smaller)
         self.training = {"chosen_epoch": result.chosen, "epochs": plain(result.rows), "notes": notes}
         return trained
+
+    def give_up_training(self) -> None:
+        """Say that what came of training is not taken."""
+        self.training["chosen_epoch"] = 0
+        self.training["notes"] = [*self.training["notes"], NOT_TAKEN]
 
     def stages(self, smaller: ModelProto, result: ModelProto, trained: ModelProto) -> list[dict[str, Any]]:
         """Judge the original, the cut model, the repaired and the trained one on the samples held out."""

@@ -42,8 +42,8 @@ class Input:
 
     @property
     def image(self) -> Shape | None:
-        """The channels and the sides of the images that it takes, in floats; None where it takes none."""
-        if self.channel_axis is None or len(self.shape) != 4 or self.dtype.kind != "f":
+        """The channels and the sides of the images that it takes, floats or bytes; None where it takes none."""
+        if self.channel_axis is None or len(self.shape) != 4 or not (self.dtype.kind == "f" or self.dtype == np.uint8):
             return None
         return self.channels, *(size for axis, size in enumerate(self.shape) if axis not in (0, self.channel_axis))
 

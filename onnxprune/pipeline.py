@@ -191,7 +191,8 @@ def _proven(
         with clock.stage("fine-tune"):
             trained = finish.finetuned(attempt.plan, result, run.folder)
             if settings.max_drop is not None and finish.drop(trained) > settings.max_drop:
-                trained = result  # it loses more than the model that was asked for
+                trained = result
+                finish.give_up_training()
     if trained is not attempt.result:
         with clock.stage("verify"):
             checks |= verify_repaired(lossless.channels, attempt.plan, trained, settings.verify)

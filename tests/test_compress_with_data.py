@@ -402,6 +402,27 @@ def test_where_every_cut_loses_too_much_the_model_stays_and_that_is_said(
     assert report.target["max_drop"]["reached"] == 0
 
 
+def test_training_that_loses_more_than_is_allowed_is_not_taken_and_the_report_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(dense(), vectors(600))
+    trained = finish.Finish.finetuned
+
+    def spoilt(self: finish.Finish, plan: Plan, model: ModelProto, run_folder: Path) -> ModelProto:
+        result = trained(self, plan, model, run_folder)
+        last = next(t for t in result.graph.initializer if t.name == result.graph.node[-1].input[1])
+        last.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(last), last.name))
+        return result
+
+    monkeypatch.setattr(finish.Finish, "finetuned", spoilt)
+    report = compress(max_drop=50.0, search="uniform", finetune_epochs=1, choose="last", seed=0)
+    repaired, after = report.stages[-2:]
+    assert (repaired["name"], after["name"]) == ("repair", "finetune")
+    assert after["accuracy"] == repaired["accuracy"]
+    assert report.training["chosen_epoch"] == 0
+    assert finish.NOT_TAKEN in report.notes
+
+
 def test_when_its_time_is_up_no_further_share_is_tried_and_the_best_measured_one_is_taken(folder: Path) -> None:
     give(dense(), vectors(600))
     options = ("--data", "data.npz", "-o", "small.onnx", "--align", 1, "--search", "random")

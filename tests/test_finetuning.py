@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from cli_nets import CLASSES, Draft, run
 from onnx import ModelProto, helper, numpy_helper
+from onnxruntime.transformers import float16
 from torch._dynamo import exc
 from training import tasks
 
@@ -29,6 +31,7 @@ from onnxprune.runs import take
 from onnxprune.training import checkpoint, trainer
 
 ONLY_TAUGHT = ("--teacher", "model.onnx", "--teacher-share", 1)
+PROGRAM = Path(sys.executable).with_name("onnxprune")
 QUICK: dict[str, Any] = {"epochs": 3, "batch": 64, "augment": "none", "precision": "fp32"}
 
 
@@ -110,9 +113,11 @@ class Told(Quiet):
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.counted: list[tuple[int, int]] = []
 
     def step(self, done: int, total: int, text: str = "", limit: float | None = None) -> None:
         self.texts.append(text)
+        self.counted.append((done, total))
 
 
 def test_each_step_shows_what_training_has_come_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +197,42 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(
     assert Path("half.onnx").read_bytes() == Path("whole.onnx").read_bytes()
 
 
+def test_a_run_that_goes_on_counts_what_it_has_yet_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary = trainer.Trainer._epoch
+
+    def ending(self: trainer.Trainer, epoch: int) -> float:
+        if epoch == 4:
+            raise StopError
+        return ordinary(self, epoch)
+
+    monkeypatch.setattr(trainer.Trainer, "_epoch", ending)
+    with pytest.raises(StopError):
+        finetune(epochs=4)
+    monkeypatch.setattr(trainer.Trainer, "_epoch", ordinary)
+    told = Told()
+    finetune(epochs=4, resume=True, progress=told)
+    assert told.counted == [(number, 7) for number in range(7)]  # of 28, 21 were made before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("option", [(), ("--ema", "0.9", "--cutout", "2")])
+def test_a_run_that_was_killed_goes_on_to_the_same_file(folder: Path, option: tuple[str, ...]) -> None:
+    command = ["finetune", "model.onnx", "--data", "data.npz", "--epochs", "30", "--batch", "64", "--augment", "small"]
+    process = subprocess.Popen([PROGRAM, *command, *option, "--quiet"])
+    log = Path("model.finetuned.run", checkpoint.LOG)
+    deadline = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not Path("model.finetuned.onnx").exists()
+    assert run(*command, *option, "--resume").code == 0
+    assert run(*command, *option, "-o", "whole.onnx").code == 0
+    assert Path("model.finetuned.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
 def test_another_command_does_not_go_on_with_a_run(folder: Path) -> None:
     finetune(epochs=1)
     with pytest.raises(InputError, match="holds a run; go on with --resume"):
@@ -261,6 +302,13 @@ def test_a_fixed_batch_is_kept_whatever_is_held_out(folder: Path, size: int) -> 
     report = finetune(epochs=2)
     assert report.epochs[2]["holdout_loss"] < report.epochs[0]["holdout_loss"]
     assert f"the model takes {size} sample{'s' * (size > 1)} at once" in report.notes[0]
+
+
+def test_a_fixed_batch_may_be_larger_than_what_calibrates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.training.lesson.CALIBRATION", 16)
+    with_batch(60)
+    report = finetune(epochs=2, teacher=Path("model.onnx"))
+    assert report.before.kl == 0
 
 
 def test_fewer_samples_than_a_fixed_batch_are_an_error(folder: Path) -> None:
@@ -336,6 +384,93 @@ def test_a_shift_of_what_goes_into_a_sigmoid_is_learnt(folder: Path) -> None:
     assert report.after.distance is not None
     assert report.before.distance is not None
     assert report.after.distance < 0.2 * report.before.distance
+
+
+def quantised(model: ModelProto, axis: int | None = None) -> ModelProto:
+    """Store all weights in 8 bits behind DequantizeLinear."""
+    for tensor in [t for t in model.graph.initializer if t.name.endswith("weight")]:
+        values = numpy_helper.to_array(tensor)
+        along = None if axis is None else tuple(a for a in range(values.ndim) if a != axis)
+        scale = np.asarray(np.abs(values).max(axis=along, keepdims=True) / 127, np.float32)
+        stored = {"whole": np.rint(values / scale).astype(np.int8), "scale": scale.reshape([-1] if axis == 0 else [])}
+        names = [f"{tensor.name}.{kind}" for kind in stored]
+        model.graph.initializer.extend(map(numpy_helper.from_array, stored.values(), names))
+        attributes = {} if axis is None else {"axis": axis}
+        model.graph.node.insert(0, helper.make_node("DequantizeLinear", names, [tensor.name], **attributes))
+        model.graph.initializer.remove(tensor)
+    return model
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_quantised_weights_are_trained_and_stay_quantised(folder: Path, axis: int | None) -> None:
+    onnx.save(quantised(tasks.net(), axis), "model.onnx")
+    report = finetune(epochs=6, rate=0.05, choose="last")
+    before, after = weights("model.onnx"), weights("trained.onnx")
+    for name in before:
+        assert after[name].dtype == before[name].dtype
+        assert np.array_equal(after[name], before[name]) == name.endswith("scale"), name
+    assert [n.op_type for n in onnx.load("trained.onnx").graph.node] == [
+        n.op_type for n in onnx.load("model.onnx").graph.node
+    ]
+    assert report.before.top1 is not None
+    assert accuracy("trained.onnx") > report.before.top1 + 0.2
+
+
+@pytest.mark.parametrize("opset", [11, 14, 17])
+def test_halves_are_trained_with_norms_in_single_precision_whatever_the_opset(folder: Path, opset: int) -> None:
+    onnx.save(float16.convert_float_to_float16(tasks.net(opset=opset), keep_io_types=True), "model.onnx")
+    report = finetune(epochs=3)
+    assert report.epochs[3]["holdout_loss"] < 0.9 * report.epochs[0]["holdout_loss"]
+    assert weights("trained.onnx")["conv1.weight"].dtype == np.float16
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch itself uses it
+def test_a_compiled_model_learns_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune("plain.onnx", epochs=1, choose="last")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # needs no compiler
+    finetune("compiled.onnx", epochs=1, choose="last", compiled=True)
+    plain, compiled = weights("plain.onnx"), weights("compiled.onnx")
+    for name, values in plain.items():
+        np.testing.assert_allclose(compiled[name], values, rtol=1e-3, atol=1e-5)
+
+
+def test_products_in_bfloat16_learn_as_well(folder: Path) -> None:
+    finetune(epochs=6, precision="bf16")
+    assert accuracy("trained.onnx") > 0.9
+    assert weights("trained.onnx")["conv1.weight"].dtype == np.float32
+
+
+@pytest.mark.parametrize("augment", ["auto", "imagenet"])
+def test_images_of_bytes_are_augmented_and_learnt(folder: Path, augment: str) -> None:
+    model = tasks.net()
+    model.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("bytes", onnx.TensorProto.UINT8, ("N", 1, tasks.SIDE, tasks.SIDE))
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(40), "step"))
+    model.graph.node.insert(0, helper.make_node("Cast", ["bytes"], ["cast"], to=1))
+    model.graph.node.insert(1, helper.make_node("Div", ["cast", "step"], ["image"]))
+    onnx.save(model, "model.onnx")
+    x, y = tasks.samples(512)
+    np.savez("data.npz", x=np.clip(40 * x + 128, 0, 255).astype(np.uint8), y=y)
+    shown = finetune("shown.onnx", epochs=3, augment=augment, choose="last")
+    assert shown.epochs[3]["holdout_loss"] < shown.epochs[0]["holdout_loss"]
+    finetune("plain.onnx", epochs=3, choose="last")
+    assert not np.array_equal(weights("shown.onnx")["conv1.weight"], weights("plain.onnx")["conv1.weight"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs limits")
+def test_a_full_disk_is_said_in_one_line(folder: Path) -> None:
+    def limited() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    command = [PROGRAM, "finetune", "model.onnx", "--data", "data.npz", "--epochs", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "File too large" in result.stderr
+    assert not Path("model.finetuned.onnx").exists()
 
 
 def test_half_precision_inputs_are_trained(folder: Path) -> None:
@@ -566,7 +701,6 @@ def test_the_command_shows_epochs_and_what_they_brought(folder: Path) -> None:
     assert [row["epoch"] for row in rows] == [0, 1, 2]
 
 
-PROGRAM = Path(sys.executable).with_name("onnxprune")
 LONG = ["finetune", "model.onnx", "--data", "data.npz", "--epochs", "4000", "--batch", "64", "--augment", "none"]
 
 
@@ -629,6 +763,22 @@ def test_two_processes_train_one_model_together(folder: Path) -> None:
     one, two = weights("one.onnx"), weights("two.onnx")
     for name in one:  # the same samples a step, their gradients averaged
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_no_process_draws_what_another_does_in_any_epoch() -> None:
+    seeds = {trainer.seed_of(seed, epoch, rank) for seed in range(3) for epoch in range(20) for rank in range(8)}
+    assert len(seeds) == 3 * 20 * 8
+
+
+def test_two_processes_train_with_norms_and_go_on_with_what_they_came_to(folder: Path) -> None:
+    options = ("--epochs", "4", "--batch", "64", "--norms", "insert")
+    result = together(*options, "--run", "kept")
+    assert result.returncode == 0, result.stderr
+    assert accuracy("two.onnx") > 0.8
+    first = Path("two.onnx").read_bytes()
+    again = together(*options, "--run", "kept", "--resume", "--force")
+    assert again.returncode == 0, again.stderr
+    assert Path("two.onnx").read_bytes() == first
 
 
 def test_the_last_epoch_is_written_where_it_is_asked_for_even_from_a_run_that_has_ended(

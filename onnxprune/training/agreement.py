@@ -42,13 +42,13 @@ def disagreement(executor: Executor, proto: ModelProto, feed: Mapping[str, Array
     return ""
 
 
-def check_agreement(executor: Executor, feed: Mapping[str, Array], names: Sequence[str]) -> None:
-    """Make sure that PyTorch runs a model as onnxruntime does, before anything is learnt.
+def check_agreement(executor: Executor, proto: ModelProto, feed: Mapping[str, Array], names: Sequence[str]) -> None:
+    """Make sure that PyTorch runs a model as onnxruntime does, before anything is learnt; see `disagreement`.
 
     Raises:
         InputError: it does not.
     """
-    found = disagreement(executor, executor.proto, feed, names)
+    found = disagreement(executor, proto, feed, names)
     if found:
         raise InputError(
             f"PyTorch answers otherwise than onnxruntime does ({found}), so the model cannot be trained here; one with "

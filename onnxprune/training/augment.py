@@ -30,7 +30,7 @@ def augment(x: Tensor, how: str, generator: torch.Generator, cutout: int = 0) ->
     """Show a batch of images otherwise.
 
     Args:
-        x: (samples, channels, height, width).
+        x: (samples, channels, height, width), of any type.
         how: ``small``, ``imagenet`` or ``none``.
         generator: draws, on the CPU, so that every device sees the same.
         cutout: pixels a side of the square that is set to zero; 0 for none (DeVries and Taylor, 2017).
@@ -72,7 +72,9 @@ def cropped(x: Tensor, generator: torch.Generator) -> Tensor:
     zero = torch.zeros(count)
     rows = [torch.stack([width, zero, x_place], 1), torch.stack([zero, height, y_place], 1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(x.device), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid.to(x.dtype), padding_mode="reflection", align_corners=False)
+    if x.is_floating_point():
+        return F.grid_sample(x, grid.to(x.dtype), padding_mode="reflection", align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False).round().to(x.dtype)
 
 
 def with_hole(x: Tensor, side: int, generator: torch.Generator) -> Tensor:

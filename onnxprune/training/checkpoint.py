@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
 
 def save(folder: Path, name: str, state: dict[str, Any]) -> None:
     """Write a state so that no reader ever sees half of it."""
-    with aside(folder / name) as draft:
-        torch.save({"format": FORMAT, **state}, draft)
+    content = BytesIO()
+    torch.save({"format": FORMAT, **state}, content)  # to a full disk it would fail without saying why
+    with aside(folder / name) as draft, draft.open("wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(folder: Path, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import quote, unquote
@@ -20,6 +20,8 @@ from onnxprune.model import Model, analyse, constant_tensor
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain, real_inputs
 from onnxprune.training.functions import Call, Function, as_tensor, find
+from onnxprune.training.functions.quantization import nearest
+from onnxprune.training.quantised import find_quantised
 from onnxprune.training.sharing import FLOATS, Unshared, single_parameters, writable, write
 from onnxprune.weights import Array, read
 
@@ -31,7 +33,8 @@ class Executor(nn.Module):
     """An ONNX model as a module of torch: called with its inputs, in its order, it gives a tuple of its outputs.
 
     For each shape of the inputs a program is made once, in which all that follows from sizes is known. Halves are
-    computed in single precision.
+    computed in single precision. Weights that are stored as whole numbers are parameters as the floats that they stand
+    for, and run as the nearest that can be stored.
 
     Args:
         proto: the model; it stays as it is, see `model`.
@@ -61,6 +64,9 @@ class Executor(nn.Module):
             values = as_tensor(read(stored[name], folder))
             if not _is_mask(values):
                 self.weights[_key(name)] = nn.Parameter(values)
+        self.quantised = dict(find_quantised(self._inlined, stored, folder))
+        for name, quantised in self.quantised.items():
+            self.weights[_key(name)] = nn.Parameter(quantised.floats(read(stored[name], folder)))
         for name in self.followed.intersection(stored):
             self.statistics.register_buffer(_key(name), as_tensor(read(stored[name], folder)))
         self._programs: dict[object, _Program] = {}
@@ -96,7 +102,9 @@ class Executor(nn.Module):
         result.CopyFrom(self._unshared.proto)
         stored = writable(result)
         for name, values in self.named():
-            write(stored[name], values.detach().cpu().numpy(), self.folder)
+            quantised = self.quantised.get(name)
+            numbers = values.detach().cpu().numpy() if quantised is None else quantised.whole(values)
+            write(stored[name], numbers, self.folder)
         self._unshared.rejoin(result)
         return result
 
@@ -179,6 +187,8 @@ class _Writer:
             )
         domain = "" if is_default_domain(node.domain) else node.domain
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "DequantizeLinear" and node.input[0] in self.executor.quantised:
+            found, attributes = replace(found, run=nearest), self.executor.quantised[node.input[0]].attributes
         outputs = max((place for place, name in enumerate(node.output, start=1) if name), default=0)
         is_training = self.executor.training and (node.op_type != "BatchNormalization" or self._is_followed(node))
         call = Call(node.op_type, node.name, self.opsets.get(domain, 1), attributes, outputs, is_training)

@@ -77,13 +77,11 @@ def train(
     norms = normalizing.find_norms(model.proto, model.shapes) if settings.norms == "insert" and not single else []
     started = model.proto
     if norms:
-        calibration = lesson.train.take(np.arange(min(CALIBRATION, len(lesson.train))))
-        started = normalizing.insert(model.proto, model.folder, norms, feeds(calibration, model))
-    normalises = not single and any(n.op_type == "BatchNormalization" for n in started.graph.node)
-    settings = with_rate(settings, normalises)
+        started = normalizing.insert(model.proto, model.folder, norms, feeds(_calibration(lesson), model))
+    settings = with_rate(settings, not single and normalizing.is_normalised(started))
     task = _task(lesson, started, settings)
     with _in_words(settings):
-        check_agreement(task.model, next(feeds(task.holdout, model)), task.model.outputs[: task.answers])
+        check_agreement(task.model, model.proto, next(feeds(task.holdout, model)), task.model.outputs[: task.answers])
         result = Trainer(task, settings, folder, team, progress).run(resume)
     if not team.is_first or not result.chosen:
         return model.proto, result
@@ -184,7 +182,7 @@ def check_trainable(model: Model, train: Data, holdout: Data) -> None:
     _check_enough(train, holdout, model.fixed_batch(train.inputs[0].name) or 1)
     executor = Executor(model.proto, model.folder, names)
     check_weights(executor)
-    check_agreement(executor, next(feeds(holdout, model, most=2)), executor.outputs)
+    check_agreement(executor, model.proto, next(feeds(holdout, model, most=2)), executor.outputs)
 
 
 def check_same(trained: ModelProto, task: Task, model: Model) -> None:
@@ -228,13 +226,18 @@ def _task(lesson: Lesson, started: ModelProto, settings: FinetuneSettings) -> Ta
     return Task(executor, taught, len(names), loss, lesson.train, lesson.holdout, batch, lesson.identity)
 
 
+def _calibration(lesson: Lesson) -> Data:
+    """Give some of the samples that are trained on, a batch of the model at least."""
+    count = max(CALIBRATION, lesson.model.fixed_batch(lesson.train.inputs[0].name) or 1)
+    return lesson.train.take(np.arange(min(count, len(lesson.train))))
+
+
 def _variances(lesson: Lesson, names: list[str]) -> list[float]:
     """Measure how much a teacher's answers vary, on some of the samples that are trained on."""
     if lesson.teacher is None:
         return []
-    samples = lesson.train.take(np.arange(min(CALIBRATION, len(lesson.train))))
     session = runtime.open_with(lesson.teacher.proto, names, lesson.teacher.folder)
-    answers = [session.run(feed, names) for feed in feeds(samples, lesson.model)]
+    answers = [session.run(feed, names) for feed in feeds(_calibration(lesson), lesson.model)]
     return [variance(np.concatenate([values.reshape(-1) for values in found])) for found in zip(*answers, strict=True)]
 
 

@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.batchnorm import ChannelMoments
-from onnxprune.linear import by_group
+from onnxprune.linear import LINEAR, by_group
 from onnxprune.nodes import every_node
 from onnxprune.shapes import is_default_domain
 from onnxprune.training.sharing import Unshared, writable, write
@@ -84,6 +84,14 @@ def find_norms(proto: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list
         if own and is_new and output not in kept and np.prod(shapes.get(output, ())[2:]) > 1:
             found.append(norm)
     return found
+
+
+def is_normalised(proto: ModelProto) -> bool:
+    """Tell whether most layers with a stored weight have a BatchNormalization, so that a network bears large steps."""
+    stored = writable(proto)
+    layers = [node for node in proto.graph.node if node.op_type in LINEAR and node.input[1] in stored]
+    norms = [node for node in proto.graph.node if node.op_type == "BatchNormalization"]
+    return bool(norms) and 2 * len(norms) >= len(layers)
 
 
 def insert(proto: ModelProto, folder: Path, norms: Iterable[Norm], feeds: Iterable[Mapping[str, Array]]) -> ModelProto:

@@ -47,7 +47,7 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
     executor = Executor(model.proto, model.folder, names).eval()
     named = dict(executor.named())
     weights = {reader.layer.index: named.get(_weight(channels, reader.layer.index)) for reader in readers}
-    check_agreement(executor, next(feeds(data, model, most=2)), names)
+    check_agreement(executor, model.proto, next(feeds(data, model, most=2)), names)
     batch = model.fixed_batch(data.inputs[0].name) or min(BATCH, len(data))
     count = min(SAMPLES, len(data)) // batch * batch
     generator = torch.Generator().manual_seed(seed)

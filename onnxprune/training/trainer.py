@@ -118,6 +118,7 @@ class Trainer:
         self.optimizer = _optimizer(self.model, settings)
         self.average: Weights = {}
         self.rows: list[dict[str, Any]] = []
+        self._before = 0  # steps that earlier runs have made, which tell nothing of the time that is left
         self.bf16 = uses_bf16(settings.precision, team.device)
         self._replica: nn.Module = self.model
         if team.count > 1:
@@ -131,6 +132,7 @@ class Trainer:
         """
         if resume and self._has_begun():
             best, best_epoch, start = self._resumed()
+            self._before = start * self.steps
         else:
             if self.team.is_first:  # of an earlier run that is not to go on
                 (self.folder / checkpoint.LAST).unlink(missing_ok=True)
@@ -182,17 +184,19 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> float:
         """Train on all samples once; gives the mean loss, NaN where it was not finite."""
-        seed = self.settings.seed * 100_003 + epoch
-        torch.manual_seed(seed)  # for what the graph itself draws
-        generator = torch.Generator().manual_seed(seed + self.team.rank)
-        order = np.random.default_rng(seed).permutation(len(self.task.train))[: self.steps * self.batch]
+        own_seed = seed_of(self.settings.seed, epoch, self.team.rank)
+        torch.manual_seed(own_seed)  # for what the graph itself draws
+        generator = torch.Generator().manual_seed(own_seed)
+        order = np.random.default_rng(seed_of(self.settings.seed, epoch)).permutation(len(self.task.train))[
+            : self.steps * self.batch
+        ]
         share = self.batch // self.team.count
         own = order.reshape(self.steps, self.team.count, share)[:, self.team.rank].reshape(-1)
         self._replica.train()
         total, text = torch.zeros((), device=self.team.device), _come_to(self.rows[-1]["loss"], self.rows[-1])
         for number, (inputs, labels) in enumerate(ahead(self._batches(self.task.train.take(own), share))):
             step = (epoch - 1) * self.steps + number
-            self.progress.step(step, self.settings.epochs * self.steps, text)
+            self.progress.step(step - self._before, self.settings.epochs * self.steps - self._before, text)
             loss = self._step(step, self._shown(inputs, generator), labels)
             total += loss
             if number % CHECKED == CHECKED - 1:
@@ -332,6 +336,11 @@ class Trainer:
         self.rows = state["rows"]
         best, also = state["best"]
         return (best, also), state["best_epoch"], state["epoch"]
+
+
+def seed_of(seed: int, epoch: int, rank: int = 0) -> int:
+    """Give the seed of what a process draws in an epoch: no other one draws the same, in whatever epoch."""
+    return seed * 100_003 + epoch + (rank << 40)
 
 
 def _come_to(loss: float | None, row: dict[str, Any]) -> str:

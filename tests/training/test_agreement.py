@@ -51,13 +51,13 @@ def test_a_function_that_computes_something_else_is_told_with_the_answer_that_sh
     with pytest.raises(
         InputError, match=f"PyTorch answers otherwise .*'{executor.outputs[0]}' by .* cannot be trained"
     ):
-        check_agreement(executor, FEED, executor.outputs)
+        check_agreement(executor, executor.proto, FEED, executor.outputs)
 
 
 def test_a_model_that_drops_at_random_in_use_is_refused() -> None:
     executor = Executor(with_dropout_as_in_training(), Path())
     with pytest.raises(InputError, match="has to be exported for use"):
-        check_agreement(executor, FEED, executor.outputs)
+        check_agreement(executor, executor.proto, FEED, executor.outputs)
 
 
 @pytest.mark.parametrize(

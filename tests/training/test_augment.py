@@ -85,3 +85,11 @@ def test_the_same_seed_shows_the_same_images(how: str) -> None:
 )
 def test_how_follows_from_the_size_of_the_images(asked: str, shape: tuple[int, ...], how: str) -> None:
     assert choose(asked, shape) == how
+
+
+@pytest.mark.parametrize("how", ["small", "imagenet"])
+def test_images_of_bytes_are_shown_like_those_of_floats(how: str) -> None:
+    x = (images(8) * 200).to(torch.uint8)
+    shown = augment(x, how, generator(), cutout=6)
+    assert shown.dtype == torch.uint8
+    torch.testing.assert_close(shown.float(), augment(x.float(), how, generator(), cutout=6).round())

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -254,10 +255,28 @@ def test_what_an_operator_reads_as_a_bound_or_a_statistic_is_not_trained() -> No
     assert trained == list(norm.input[1:3])
 
 
-def test_weights_that_are_stored_quantised_run_and_stay() -> None:
-    b = Builder()
-    weight = b.store(np.arange(-12, 12).reshape(4, 6), np.int8)
-    scaled = b.node("DequantizeLinear", weight, b.positive(4), b.store([0, 1, 0, -2], np.int8), axis=0)
+QUANTISED = {
+    "int8": (np.int8, (4,), {"axis": 0}),
+    "uint8": (np.uint8, (4,), {"axis": 0}),
+    "int16": (np.int16, (6,), {}),
+    "uint16": (np.uint16, (), {}),
+    "int4": (ml_dtypes.int4, (4,), {"axis": 0}),
+    "uint4": (ml_dtypes.uint4, (), {}),
+    "int32": (np.int32, (4,), {"axis": 0}),
+    "blocks": (np.int8, (4, 2), {"axis": 1, "block_size": 3}),
+}
+
+
+@pytest.mark.parametrize("form", QUANTISED)
+@pytest.mark.parametrize("has_zero", [True, False])
+def test_weights_that_are_stored_quantised_run_and_stay_and_are_trained_to_what_can_be_stored(
+    form: str, has_zero: bool
+) -> None:
+    kind, sides, attributes = QUANTISED[form]
+    b = Builder(21)
+    weight = b.store(np.arange(24).reshape(4, 6) % 8, kind)
+    zero = b.store(np.arange(np.prod(sides)).reshape(sides) % 5, kind) if has_zero and form != "int32" else ""
+    scaled = b.node("DequantizeLinear", weight, b.positive(*sides), zero, **attributes)
     model = b.done(b.node("Gemm", b.input("N", 6), scaled, b.positive(4), transB=1))
     executor = Executor(model, Path()).eval()
     given = x(2, 6)
@@ -265,6 +284,15 @@ def test_weights_that_are_stored_quantised_run_and_stay() -> None:
         found = executor(torch.from_numpy(given))[0]
     torch.testing.assert_close(found.numpy(), runtime.evaluate(model, {"x": given})[0], rtol=1e-5, atol=1e-5)
     assert executor.model() == model
+    executor(torch.from_numpy(given))[0].square().sum().backward()
+    trained = executor.tensor(weight)
+    assert trained.grad is not None
+    with torch.no_grad():
+        trained -= 0.3 * trained.grad
+        found = executor(torch.from_numpy(given))[0]
+    changed = executor.model()
+    assert changed != model
+    torch.testing.assert_close(found.numpy(), runtime.evaluate(changed, {"x": given})[0], rtol=1e-5, atol=1e-5)
 
 
 def test_shapes_that_depend_on_the_data_are_not_taken_from_a_probe() -> None:

@@ -16,7 +16,7 @@ from onnxruntime.transformers import float16
 from onnxprune import runtime
 from onnxprune.model import analyse
 from onnxprune.training.executor import Executor
-from onnxprune.training.normalizing import PARAMETERS, find_norms, fold, insert
+from onnxprune.training.normalizing import PARAMETERS, find_norms, fold, insert, is_normalised
 from onnxprune.training.sharing import writable, write
 
 
@@ -187,3 +187,26 @@ def test_a_convolution_that_had_none_is_left_alone(change: Any) -> None:
 
 def test_a_convolution_with_one_pixel_to_normalise_is_left_alone() -> None:
     assert [norm.weight for norm in found(net(strides=[12, 12]))] == ["conv1.weight", "up.weight"]
+
+
+def with_norms(convolutions: int, norms: int, products: int = 0) -> ModelProto:
+    d = Draft()
+    x = "image"
+    for number in range(convolutions):
+        x = d.conv(f"conv{number}", x, 3, 3)
+        if number < norms:
+            parameters = [d.store(f"norm{number}.{kind}", np.ones(3)) for kind in "abcd"]
+            x = d.add("BatchNormalization", f"norm{number}", x, *parameters)
+    for number in range(products):
+        x = d.add("MatMul", f"product{number}", x, d.store(f"matrix{number}", np.eye(IMAGE[2])))
+    return d.model([("image", ("N", *IMAGE))], [(x, ("N", *IMAGE))])
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [((2, 2), True), ((4, 2), True), ((4, 1), False), ((4, 0), False), ((2, 2, 2), True), ((2, 2, 3), False)],
+)
+def test_large_steps_are_for_networks_most_of_whose_layers_are_normalised(
+    layers: tuple[int, ...], expected: bool
+) -> None:
+    assert is_normalised(with_norms(*layers)) == expected

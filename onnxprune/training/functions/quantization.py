@@ -29,6 +29,11 @@ def dequantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None 
     return values * _beside(call, x, scale)
 
 
+def nearest(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Give for floats that are trained what DequantizeLinear will give once they are stored as whole numbers."""
+    return dequantize_linear(call, quantize_linear(call, x, scale, zero), scale, zero)
+
+
 @function("DynamicQuantizeLinear")
 def dynamic_quantize_linear(call: Call, x: Tensor) -> Result:
     """DynamicQuantizeLinear: the range of the numbers, zero included, in 8 bits."""
@@ -46,8 +51,11 @@ def rounded(x: Tensor) -> Tensor:
 
 def _range(call: Call, zero: Sizes | None) -> tuple[int, int]:
     """Give the least and the largest number of a quantised type."""
-    kind = call.attribute("output_dtype", 0) or TensorProto.UINT8
-    name = TensorProto.DataType.Name(kind).lower() if zero is None else str(zero.dtype).removeprefix("torch.")
+    kind = call.attribute("output_dtype", 0)
+    if not kind and zero is not None:
+        name = str(zero.dtype).removeprefix("torch.")
+    else:
+        name = TensorProto.DataType.Name(kind or TensorProto.UINT8).lower()
     name = "uint16" if name == "int64" else name  # torch has no arithmetic for it
     bits = name.removeprefix("u").removeprefix("int")
     if not bits.isdecimal():
