@@ -85,11 +85,20 @@ class Frozen(Episodes):
 
 
 class Worthless(Episodes):
-    """Nothing tells what channels are worth; plans still follow it."""
+    """No feature tells what channels are worth; plans still follow it."""
 
     def __init__(self, problem: Problem, start: Counts, length: int) -> None:
         super().__init__(problem, start, length)
         self.stages = Stages(problem.channels, problem.costs)
+
+    def graph(self, state: State) -> tuple[Stage, ...]:
+        """Draw a state without the plan to start from and what kinds of groups count."""
+        nothing = np.zeros(self.groups)
+        return self.stages.at(state.counts, np.stack([state.corrections, nothing, nothing], axis=1))
+
+    def context(self, state: State) -> Floats:
+        """Describe a state without what the plan to start from loses."""
+        return np.asarray([*super().context(state)[:-1], 0.0])
 
 
 def unlike(features: Floats) -> Floats:

@@ -139,11 +139,11 @@ class Problem:
     def admits(self, counts: Counts) -> npt.NDArray[np.bool_]:
         """Tell which of several plans (plans, groups) a search could come to: aligned, not too small, targets met."""
         aligned = (counts % self.steps == 0) | (counts == self.most)
-        ok = (aligned & (counts >= self.least) & (counts <= self.most)).all(axis=1)
+        large = counts >= self.least
         if self.depth is not None:
-            ok &= np.asarray([np.array_equal(self.depth.closed(row), row) for row in counts], bool)
-        ok &= self.meets(counts)
-        return np.asarray(ok)
+            unread = np.stack([self.depth.unread(row) for row in counts])
+            large = np.where(unread, counts == 0, large)
+        return np.asarray((aligned & large & (counts <= self.most)).all(axis=1) & self.meets(counts))
 
     def check_reachable(self) -> None:
         """Make sure that the targets can be met at all.

@@ -108,6 +108,16 @@ def test_the_environment_is_what_gymnasium_asks_for() -> None:
     check_env(PruningEnv(Episodes(problem, start_of(problem), 3)), skip_render_check=True)
 
 
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_corrections_that_all_go_one_way_are_observations_still(length: int) -> None:
+    problem = problem_of(CHANNELS[residual], judging=Judged(), macs=0.5)
+    env = PruningEnv(Episodes(problem, start_of(problem), length))
+    env.reset()
+    for _ in range(length):
+        observed, *_ = env.step(np.ones(env.episodes.groups))
+        assert env.observation_space.contains(observed)
+
+
 def test_an_episode_pays_at_its_end_by_the_plan_that_it_came_to() -> None:
     judging = Judged()
     problem = problem_of(CHANNELS[convs], judging=judging, macs=0.5)
@@ -515,6 +525,17 @@ def run(search: Any, problem: Problem, budget: int = 60, seed: int = 0) -> tuple
     told: list[int] = []
     plan = search(problem, SearchSettings(budget, seed), lambda done, total: told.append(done))
     return plan, told
+
+
+@pytest.mark.parametrize("name", ["gnn_rl", "evolution", "amc", "random", "greedy", "uniform"])
+def test_no_search_touches_what_others_draw_from(name: str) -> None:
+    np.random.seed(5)
+    torch.manual_seed(5)
+    run(find(name), problem_of(channels_of(convs()), Align(1), judging=Judged(), macs=0.5), 20)
+    drawn = np.random.random(), float(torch.rand(()))
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert drawn == (np.random.random(), float(torch.rand(())))
 
 
 @pytest.mark.parametrize("search", [gnn_rl.search, evolution.search], ids=["gnn_rl", "evolution"])

@@ -12,6 +12,7 @@ import pytest
 from cli_nets import branches, convs, dense, residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Builder
 from onnx import ModelProto
 
 from onnxprune import runtime
@@ -221,6 +222,23 @@ def test_plans_are_admitted_that_searches_come_to_and_no_others(name: str, align
             closed = problem.depth.closed(row)
             assert problem.admits(closed[None])[0]
             assert (row == closed).all() or not problem.admits(row[None])[0]
+
+
+def test_a_plan_without_a_whole_branch_is_admitted() -> None:
+    b = Builder(seed=2)
+    x = b.stem(8)
+    y = b.relu(b.norm(b.conv(x, 8, 4), 4))
+    y = b.relu(b.norm(b.conv(y, 4, 6, 3, 3, pads=[1] * 4), 6))
+    x = b.node("Add", b.norm(b.conv(y, 6, 8), 8), x)
+    channels = find_channels(analyse(b.done(b.head(b.relu(x), 8)), Path(), runtime.evaluate, {}))
+    problem = Problem(channels, Costs(channels), [], importance(Evidence(channels), "l2"), Align(1), min_keep=0)
+    assert problem.depth is not None
+    with_targets(problem, macs=0.4)
+    plan = problem.fit([1.0, 0.0, 0.0])
+    assert plan.tolist()[1:] == [0, 0]
+    assert problem.least.tolist() != [0, 0, 0]  # the one in front of the branch's end goes because nobody reads it
+    assert problem.admits(plan[None])[0]
+    assert not problem.admits(np.asarray([[plan[0], 0, 1]]))[0]
 
 
 def test_a_plan_that_meets_one_target_but_not_the_other_does_not_meet_both() -> None:

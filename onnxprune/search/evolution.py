@@ -23,8 +23,8 @@ def search(problem: Problem, settings: SearchSettings, progress: Progress) -> Pl
 
     start, used = warm_start(problem, settings, progress)
     space, size = Space(problem, start), len(start)
-    seed = settings.seed % LARGEST_SEED + 1  # of 0 it makes a seed of its own
-    options = {"seed": seed, "popsize": TOGETHER, "verbose": -9}
+    own = np.random.RandomState(settings.seed % LARGEST_SEED + 1)  # else it draws from numpy's one for all
+    options = {"randn": own.randn, "seed": np.nan, "popsize": TOGETHER, "verbose": -9}
     # It knows no space of one dimension; a second one that changes nothing does no harm.
     evolved = cma.CMAEvolutionStrategy(np.zeros(max(size, 2)), SPREAD, options)
     budget = Budget(problem, settings, progress, used)

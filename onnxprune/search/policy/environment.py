@@ -163,7 +163,8 @@ class PruningEnv(gymnasium.Env[dict[str, Any], Floats]):
     def __init__(self, episodes: Episodes) -> None:
         self.episodes = episodes
         self.state = episodes.begin()
-        groups, box, reach = episodes.groups, gymnasium.spaces.Box, episodes.largest * episodes.length
+        groups, box = episodes.groups, gymnasium.spaces.Box
+        reach = episodes.largest * episodes.length * (1 + 1e-9)  # sums are rounded
         self.action_space = box(-1, 1, (groups,), np.float64)
         self.observation_space = gymnasium.spaces.Dict(
             kept=box(0, 1, (groups,), np.float64),
