@@ -3,31 +3,35 @@
     python benchmarks/ablation.py MODEL --flops 0.3 --data train.npz [--budget 100] [--seeds 3] [--parts full,no-gnn]
 
 The least error found (KL divergence on search samples), as a logarithm beside that of the greedy plan: -0.1 is 10 %
-less. `no-agent`: the agent learns nothing. `no-gnn`: the actor sees the features of its group alone. `one-stage`: the
-graph of groups without those below. `no-alike`: groups that are alike in the graph are not taken to matter alike.
-`no-probes`: no group is cut alone at first.
-`no-aims`: episodes are the agent's own, none is shifted to what might be best. `no-obs`: no feature tells what channels
-are worth. `no-state`: the graph is that of the whole network, whatever was cut. `no-thought`: no actions but those
-played.
+less. `no-agent`: the agent learns nothing. `no-gnn`: the agent sees no graph, but the features of each group alone.
+`one-stage`: the graph of groups without those below. `no-alike`: groups that are alike in the graph are not taken to
+matter alike. `no-probes`: no group is cut alone at first. `no-aims`: episodes are the agent's own, none is shifted to
+what might be best. `no-obs`: no feature tells what channels are worth. `no-state`: the graph is that of the whole
+network, whatever was cut. `no-thought`: no actions but those played.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from prepared import ready
 from threadpoolctl import threadpool_limits
+from torch import nn
 
 from onnxprune.problem import Counts, Problem
 from onnxprune.runtime import BLAS_THREADS
 from onnxprune.search import SearchSettings, gnn_rl, greedy
 from onnxprune.search.policy import environment, learning
-from onnxprune.search.policy.agent import Agent
+from onnxprune.search.policy.agent import Agent, Shape
+from onnxprune.search.policy.encoder import Level
 from onnxprune.search.policy.environment import Episodes, State
 from onnxprune.search.policy.learning import Learner
 from onnxprune.search.policy.prior import ALIKE
@@ -60,12 +64,40 @@ def main() -> None:
 
 def gain(problem: Problem, part: str, settings: SearchSettings, least: float) -> float:
     """Search without a part, and give the logarithm of the least error beside that of the greedy plan."""
-    problem.visited.clear()
+    problem = untouched(problem)
     with ExitStack() as stack:
         for place, name, stand_in in PARTS[part]:
             stack.enter_context(patch.object(place, name, stand_in))
         gnn_rl.search(problem, settings, lambda done, of: None)
     return float(np.log(min(-score for _, score in problem.visited.values()) / least))
+
+
+def untouched(problem: Problem) -> Problem:
+    """Give the same problem of which no plan was judged: one that was counts for nothing of a budget."""
+    found = copy(problem)
+    found.visited, found.asked, found.known = {}, set(), []
+    return found
+
+
+class Alone(Agent):
+    """An agent without a graph: it sees the features of each group, and the context."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.encoder = Blind(shape.width)  # type: ignore[assignment]
+
+
+class Blind(nn.Module):
+    """Stands in for an encoder, and tells nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def forward(self, levels: Sequence[Level]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give embeddings of zeros, of the groups and of the states."""
+        graph = levels[-1].graph
+        return torch.zeros(len(graph), self._width), torch.zeros(int(graph.max()) + 1, self._width)
 
 
 class OneStage(Episodes):
@@ -110,7 +142,7 @@ SHAPE, LEARNING = learning.fresh().shape, learning.Learning()
 PARTS: dict[str, list[tuple[object, str, object]]] = {
     "full": [],
     "no-agent": [(learning, "Learning", lambda: replace(LEARNING, rate=0.0, own_rate=0.0))],
-    "no-gnn": [(learning, "fresh", lambda: Agent(replace(SHAPE, rounds=(1, 1, 0))))],
+    "no-gnn": [(learning, "fresh", lambda: Alone(SHAPE))],
     "one-stage": [
         (environment, "Episodes", OneStage),
         (learning, "fresh", lambda: Agent(replace(SHAPE, sizes=SHAPE.sizes[-1:], rounds=SHAPE.rounds[-1:]))),
