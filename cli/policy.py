@@ -39,7 +39,7 @@ def policy() -> None:
     type=click.Path(path_type=Path),
     help="Folder for what is judged: the same command with --force goes through it again without judging it again.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of everything that is drawn.")
+@click.option("--seed", default=0, show_default=True, help="Of the policy and what it plays.")
 @display.force_option
 @display.json_option
 @display.quiet_option

@@ -34,6 +34,7 @@ from onnxprune.weights import Floats
 ALIGNMENTS = (FINE, Align(16, 2, rest=FINE), Align(16, 2))
 MOST_WORSE = 1.25  # times the error of the finer plan that a coarser one may have to be taken for its speed
 FINALISTS = 3  # plans of a search that are fully repaired before one is chosen
+FEWEST = 3  # plans of a search that is done again: a policy's own, and two to compare it with
 AGAIN = 0.25  # of the budget: for a search with other widths or limits that learns from what was judged before
 CORRECTIONS = 3  # times that a search is done again because what was measured is not what was asked for
 
@@ -205,7 +206,7 @@ class Attempts:
         problem.check_reachable()
         problem.together = asked.workers
         self._recall(problem, candidates=align is self._ladder[0])
-        budget = math.ceil(part * asked.budget)
+        budget = min(asked.budget, max(FEWEST, math.ceil(part * asked.budget)))
         course = Course(problem, budget, asked.time_limit, self._seconds, self._progress)
         policy = None if asked.policy is None else Path(asked.policy)
         wanted = search.SearchSettings(budget, asked.seed, course.stop, policy, asked.policy_preset)

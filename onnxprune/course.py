@@ -36,6 +36,7 @@ class Course:
         progress: Progress,
     ) -> None:
         self._problem, self._limit, self._seconds, self._progress = problem, limit, seconds, progress
+        self._done = self._total = 0  # as the search counts, which may be batches of plans
         self._patience = max(PATIENCE, budget // 2)
         self._best_at = 0  # after how many plans
         self._best = -math.inf
@@ -45,6 +46,7 @@ class Course:
 
     def step(self, done: int, total: int) -> None:
         """Say how far the search is, and the best that it has found."""
+        self._done, self._total = done, total
         limit = None if self._limit is None else max(self._limit - self._seconds(), 0.0)
         self._progress.step(done, total, self._text, limit)
 
@@ -69,3 +71,4 @@ class Course:
                 macs = float(self._problem.costs.of(plan.counts)["macs"][0])
                 share = macs / max(self._problem.original["macs"], 1)
                 self._text = f"best error {-score:.3g} at {share:.1%} of the FLOPs"
+        self.step(min(self._done + 1, self._total), self._total)

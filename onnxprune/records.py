@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ class Record:
         format: of the file.
         identity: what the numbers in the folder depend on, by the name that is told where it differs.
         settings: of the run.
+        policy: hash of the file of the policy, where there is one: `policy train` writes its file again and again.
         data: where its samples are from.
         preprocess: how pixels become inputs.
         label_offset: the output index of a class is its label plus this.
@@ -42,6 +44,7 @@ class Record:
     format: Literal["onnxprune.run/1"]
     identity: dict[str, str]
     settings: CompressSettings
+    policy: str | None
     data: str
     preprocess: str
     label_offset: int
@@ -75,6 +78,13 @@ class Place:
 
     folder: Path
     is_given: bool = True
+
+
+def policy_hash(settings: CompressSettings) -> str | None:
+    """Hash the file of the policy that a search starts from; None where there is none."""
+    if settings.policy is None or not Path(settings.policy).is_file():
+        return None
+    return hashlib.sha256(Path(settings.policy).read_bytes()).hexdigest()
 
 
 def default_folder(out: Path) -> Path:
@@ -119,6 +129,11 @@ def unfinished(folder: Path) -> Record:
         raise InputError(f"{folder} holds no run to go on with; leave --resume out, or give its folder with --run")
     if record.state == "finished":
         raise InputError(f"the run in {folder} has finished; leave --resume out to start another there")
+    policy = record.settings.policy
+    if policy is not None and Path(policy).is_file() and policy_hash(record.settings) != record.policy:
+        raise InputError(
+            f"{policy} is another policy than the run in {folder} began with; bring that back, or leave --resume out"
+        )
     return record
 
 

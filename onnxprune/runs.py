@@ -25,8 +25,9 @@ from onnxprune.measured import Measurement, Measurements
 from onnxprune.metrics import METRICS
 from onnxprune.prepare import Prepared
 from onnxprune.problem import Judging, Problem
-from onnxprune.records import ASKED, JUDGED, MEASURED, PARETO, Place, Record, State, is_ours, read_record
+from onnxprune.records import ASKED, JUDGED, MEASURED, PARETO, Place, Record, State, is_ours, policy_hash, read_record
 from onnxprune.reporting import versions
+from onnxprune.settings import CompressSettings
 
 PARETO_FORMAT = "onnxprune.pareto/1"
 NAMED = 16  # digits of a hash that name a folder
@@ -102,6 +103,7 @@ class Run:
             format="onnxprune.run/1",
             identity=mine,
             settings=source.settings,
+            policy=policy_hash(source.settings),
             data=str(source.data),
             preprocess=source.preprocess,
             label_offset=source.label_offset,
@@ -116,7 +118,7 @@ class Run:
         if before is None:
             return new
         new = replace(new, is_kept=new.is_kept or before.is_kept)
-        is_finished, is_other = before.state == "finished", before.settings != new.settings
+        is_finished, is_other = before.state == "finished", _asks(before) != _asks(new)
         # The user may have taken lines away. The same again knows as little as it did, and does the same.
         new = replace(new, earlier=count if is_finished and is_other else min(before.earlier, count))
         if is_finished or is_other or before.dry_run != new.dry_run:
@@ -215,6 +217,11 @@ class Run:
         if goes and (self._has_made or not kept):
             with suppress(OSError):  # something else is in it
                 self.folder.rmdir()
+
+
+def _asks(record: Record) -> tuple[CompressSettings, str | None]:
+    """Tell what a run searches by."""
+    return record.settings, record.policy
 
 
 def best_of(entries: Sequence[Entry], problem: Problem) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from test_greedy import Judged, channels_of, problem_of
 from test_policy import hard
 
-from onnxprune import policies
+import onnxprune
+from onnxprune import CompressSettings, policies
 from onnxprune.errors import InputError
 from onnxprune.judging import Candidates
 from onnxprune.plan import Plan
@@ -26,6 +27,7 @@ from onnxprune.policies import PolicySettings, show_policy, train_policy
 from onnxprune.problem import Effort
 from onnxprune.search import SearchSettings, gnn_rl
 from onnxprune.search.greedy import descend
+from onnxprune.search.policy.agent import Agent
 from onnxprune.search.policy.environment import Episodes
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.storing import load, save
@@ -48,6 +50,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stored(path: Path | str, seed: int = 0) -> Path:
     with seeded(seed):
         save(fresh(), Path(path), {"of": "a test"})
+    return Path(path)
+
+
+def decided(path: Path | str, seed: int) -> Path:
+    """Store a policy that corrects much, in its own way."""
+    with seeded(seed):
+        agent = fresh()
+        with torch.no_grad():
+            for values in agent.actor[-1].parameters():
+                values.mul_(1000)
+    save(agent, Path(path), {})
     return Path(path)
 
 
@@ -94,11 +107,28 @@ def test_a_policy_alone_gives_a_plan_and_judges_nothing(folder: Path) -> None:
     plans = []
     for seed in (0, 1):
         problem = problem_of(channels_of(branches()), judging=Judged(), macs=0.5)
-        plan = gnn_rl.search(problem, SearchSettings(1, policy=stored("p.safetensors", seed)), lambda done, total: None)
+        plan = gnn_rl.search(
+            problem, SearchSettings(1, policy=decided("p.safetensors", seed)), lambda done, total: None
+        )
         assert problem.meets(plan.counts).all()
         assert isinstance(problem.judging, Judged)
         assert problem.judging.full == problem.judging.probes == []
-        plans.append(plan)
+        plans.append(plan.counts.tolist())
+    without = descend(problem_of(channels_of(branches()), judging=Judged(), macs=0.5)).tolist()
+    assert plans[0] != plans[1]
+    assert without not in plans  # the ranking as it is, to which no policy leads
+
+
+def test_a_policy_for_other_numbers_of_features_is_refused_though_its_tensors_fit(folder: Path) -> None:
+    shape = fresh().shape
+    for other in (
+        replace(shape, sizes=(*shape.sizes[:-1], (5, 3))),
+        replace(shape, sizes=shape.sizes[-1:], rounds=shape.rounds[-1:]),
+        replace(shape, context=shape.context + 1),
+    ):
+        save(Agent(other), Path("p.safetensors"), {})
+        with pytest.raises(InputError, match=r"damaged .*makes no sense"):
+            load(Path("p.safetensors"))
 
 
 def test_with_a_budget_a_policy_is_a_start_and_its_own_plan_is_among_those_judged(folder: Path) -> None:
@@ -239,6 +269,41 @@ def test_what_a_policy_tells_of_itself_may_be_anything(folder: Path) -> None:
     assert "[bold]me" in shown.out
 
 
+def test_a_run_goes_on_with_the_policy_that_it_began_with_and_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {seed: decided(f"{seed}.safetensors", seed) for seed in (0, 1)}
+    asked = CompressSettings({"macs": "0.5"}, search="gnn_rl", policy="used", budget=6, align=1, verify="none")
+
+    def compress(**more: Any) -> list[int]:
+        report = onnxprune.compress("convs.onnx", "small.onnx", asked, data="x.npy", force=True, **more)
+        return [group["kept"] for group in report.groups]
+
+    def use(seed: int) -> None:
+        Path("used").write_bytes(both[seed].read_bytes())
+
+    use(0)
+    expected, once, left = compress(), Candidates.errors, 2
+
+    def errors(self: Candidates, plans: list[Plan], *, effort: Effort = "quick") -> list[float]:
+        nonlocal left
+        left -= len(plans)
+        if left < 0:
+            raise KeyboardInterrupt
+        return once(self, plans, effort=effort)
+
+    monkeypatch.setattr(Candidates, "errors", errors)
+    with pytest.raises(KeyboardInterrupt):
+        compress(run="kept")
+    monkeypatch.setattr(Candidates, "errors", once)
+    use(1)
+    with pytest.raises(InputError, match=r"used is another policy than the run in kept began with"):
+        onnxprune.resume("convs.onnx", run="kept", force=True)
+    use(0)
+    report = onnxprune.resume("convs.onnx", run="kept", force=True)
+    assert [group["kept"] for group in report.groups] == expected
+
+
 def test_a_policy_can_be_read_by_others(folder: Path) -> None:
     Path("other").write_text("")
     assert stored("p.safetensors").stat().st_mode == Path("other").stat().st_mode
@@ -312,9 +377,9 @@ def test_training_with_a_folder_goes_on_to_the_same_policy_and_judges_nothing_tw
         judged.extend(plan.counts.tobytes() for plan in plans)
         return once(self, plans, effort=effort)
 
-    def train(name: str, run: str) -> bytes:
+    def train(name: str, run: str) -> dict[str, list[float]]:
         train_policy([folder / "convs.onnx"], Path(name), settings, data=["x.npy"], run=Path(run), force=True)
-        return Path(name).read_bytes()[-20_000:]
+        return {tensor: values.flatten().tolist() for tensor, values in load_file(name).items()}
 
     monkeypatch.setattr(Candidates, "errors", errors)
     stop_at = -1

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nets import MODES, Builder, attend, shuffle
 from onnx import ModelProto
+
+from onnxprune import runtime
+from onnxprune.channels import find_channels
+from onnxprune.criteria import Evidence, importance
+from onnxprune.metrics import Costs
+from onnxprune.model import analyse
+from onnxprune.problem import FINE, Align, Problem
+from onnxprune.search.greedy import descend
+from onnxprune.search.policy.space import Space
+from onnxprune.targets import Target
 
 SIDE = 4
 
@@ -202,6 +213,35 @@ def networks(draw: st.DrawFn) -> ModelProto:
 @given(networks(), st.integers(0, 2**32 - 1), st.sampled_from(sorted(MODES)))
 def test_a_random_network_under_a_random_plan_passes_the_oracle(proto: ModelProto, seed: int, mode: str) -> None:
     oracle.check(proto, seed=seed, **MODES[mode])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    networks(),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([Align(1), FINE, Align(8), Align(16, 2, rest=FINE)]),
+    st.sampled_from([0, 1, 3]),
+    st.lists(st.sampled_from(["macs", "params", "activation_bytes"]), min_size=1, max_size=2, unique=True),
+)
+def test_plans_for_random_networks_meet_every_target_that_can_be_met(
+    proto: ModelProto, seed: int, align: Align, min_keep: int, metrics: list[str]
+) -> None:
+    rng = np.random.default_rng(seed)
+    channels = find_channels(analyse(proto, Path(), runtime.evaluate, {}))
+    assume(channels.groups)
+    problem = Problem(channels, Costs(channels), [], importance(Evidence(channels), "l2"), align, min_keep)
+    lowest = problem.lowest()
+    limits = {name: lowest[name] + rng.uniform() * (problem.original[name] - lowest[name]) for name in metrics}
+    problem.targets = tuple(Target(name, limit, "") for name, limit in limits.items())
+    start = descend(problem)
+    space = Space(problem, start)
+    plans = [start, problem.fit(rng.uniform(0, 1, len(start)))]
+    plans += [space.counts(rng.normal(0, spread, len(start))) for spread in (0.1, 1, 5)]
+    costs = problem.costs.of(plans)
+    for name, limit in limits.items():
+        assert (costs[name] <= limit * (1 + 1e-9)).all()
+    if align.rest is None:
+        assert problem.admits(np.stack(plans)).all()
 
 
 @pytest.mark.slow

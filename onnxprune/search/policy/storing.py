@@ -74,7 +74,9 @@ def _shape(told: Mapping[str, Any]) -> Shape:
     sizes = tuple((int(nodes), int(edges)) for nodes, edges in told["sizes"])
     rounds = tuple(int(number) for number in told["rounds"])
     shape = Shape(sizes, int(told["context"]), int(told["width"]), rounds, float(told["spread"]))
-    is_layered = len(sizes) == len(rounds) <= 16 and max(rounds) <= 64
-    if not (is_layered and 0 < shape.width <= 4096 and 0 < shape.spread <= MOST_SPREAD):
+    known = tuple((len(nodes), len(edges)) for nodes, edges in FEATURES.values())
+    sees_these = sizes == known and shape.context == len(CONTEXT)
+    is_layered = len(sizes) == len(rounds) and max(rounds) <= 64
+    if not (sees_these and is_layered and 0 < shape.width <= 4096 and 0 < shape.spread <= MOST_SPREAD):
         raise ValueError("an agent of such a shape makes no sense")
     return shape
