@@ -70,7 +70,7 @@ def train(
 
     display.check_json(json_file, output)
     settings = policies.PolicySettings(display.parse_shares(flops), rounds, rate, seed)
-    progress = display.Shown(quiet)
+    progress, before = display.Shown(quiet), _stamp(output)
     try:
         report = policies.train_policy(
             models,
@@ -85,7 +85,7 @@ def train(
             progress=progress,
         )
     except KeyboardInterrupt as error:
-        raise InterruptedRunError(_how_to_go_on(output, run)) from error
+        raise InterruptedRunError(_how_to_go_on(output, run, _stamp(output) != before)) from error
     finally:
         progress.close()
     display.write_result(json_file, asdict(report))
@@ -98,20 +98,28 @@ def train(
     display.console().print(f"wrote {output}")
 
 
-def _how_to_go_on(output: Path, run: Path | None) -> str:
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Tell a file from one that takes its place; None where there is none."""
+    return (file.stat().st_ino, file.stat().st_mtime_ns) if file.exists() else None
+
+
+def _how_to_go_on(output: Path, run: Path | None, is_written: bool) -> str:
     """Say what is left of a training that was interrupted."""
-    if run is not None:
+    if run is not None and any(file.stat().st_size for file in run.glob("*.jsonl")):
         again = display.again("--force")
         return f"interrupted; what was judged is kept in {run}, and this comes to the same policy: {again}"
-    if output.exists():
+    if is_written:
         return f"interrupted; {output} is the policy after the last round, to go on with by --policy under another -o"
-    return "interrupted in the first round; --run FOLDER keeps what is judged the next time"
+    return "interrupted in the first round; --run FOLDER keeps what is judged" + (
+        " the next time" if run is None else ""
+    )
 
 
 @policy.command(epilog="Example: onnxprune policy show my.safetensors")
 @click.argument("file", type=click.Path(path_type=Path))
 @display.json_option
-def show(file: Path, json_file: Path | None) -> None:
+@display.quiet_option
+def show(file: Path, json_file: Path | None, quiet: bool) -> None:
     """Tell how a policy was trained."""
     from onnxprune import policies
     from onnxprune.picture import clean
@@ -119,6 +127,8 @@ def show(file: Path, json_file: Path | None) -> None:
     display.check_json(json_file)
     found = policies.show_policy(file)
     display.write_result(json_file, found)
+    if quiet:
+        return
     console = display.console()
     console.print(f"{file.name}: {found['parameters']:,} parameters, embeddings of {found['width']}")
     for name, value in found["notes"].items():

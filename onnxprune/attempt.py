@@ -148,7 +148,7 @@ class Searched:
 
 def early_end(search: Searched) -> list[str]:
     """Say where a search ended early, and after how many plans."""
-    judged = sum(search.judged.values())
+    judged = search.judged.get("quick", 0)  # the others are judged more closely, or are groups cut alone
     told = f"; {'one plan was' if judged == 1 else f'{judged} plans were'} judged in all" if judged else ""
     return [f"the search was stopped early: {search.stopped}{told}"] if search.stopped else []
 

@@ -211,6 +211,7 @@ class Attempts:
         policy = None if asked.policy is None else Path(asked.policy)
         wanted = search.SearchSettings(budget, asked.seed, course.stop, policy, asked.policy_preset)
         found = search.find(self._search_name)(problem, wanted, course.step)
+        course.end()
         plan = self._best_repaired(problem, found)
         is_found = plan is found or plan.counts.tobytes() in problem.asked
         return Attempt(problem, plan, align, stopped=course.stopped, is_found=is_found)

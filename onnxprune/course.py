@@ -36,7 +36,7 @@ class Course:
         progress: Progress,
     ) -> None:
         self._problem, self._limit, self._seconds, self._progress = problem, limit, seconds, progress
-        self._done = self._total = 0  # as the search counts, which may be batches of plans
+        self._done, self._total = 0, budget  # as the search counts, which may be batches of plans
         self._patience = max(PATIENCE, budget // 2)
         self._best_at = 0  # after how many plans
         self._best = -math.inf
@@ -49,6 +49,10 @@ class Course:
         self._done, self._total = done, total
         limit = None if self._limit is None else max(self._limit - self._seconds(), 0.0)
         self._progress.step(done, total, self._text, limit)
+
+    def end(self) -> None:
+        """Follow it no further: what is judged from now on is no step of it."""
+        self._problem.told = lambda plan, score: None
 
     def stop(self) -> bool:
         """Tell whether the search is to come to its end."""

@@ -128,6 +128,10 @@ def _run(source: Source, out: Path, place: Place | None, force: bool, dry_run: b
     if not dry_run:
         may_overwrite = force or (place is not None and is_half_written(place.folder, out))
         check_outputs(source.path, out, may_overwrite, read=(source.data, source.preprocess, source.settings.policy))
+    if source.settings.policy is not None:  # before anything is measured for it
+        from onnxprune.search.policy.storing import load as check_policy  # PyTorch takes seconds to load
+
+        check_policy(Path(source.settings.policy))
     with threadpool_limits(limits=runtime.BLAS_THREADS, user_api="blas"):
         if source.settings.steps > 1 and not dry_run:
             assert place is not None, "steps train, and that needs data"

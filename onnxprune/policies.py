@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxprune.criteria import Evidence, importance
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, TargetError
 from onnxprune.files import append_lines, read_lines
 from onnxprune.journal import Entry, Journal
 from onnxprune.outputs import check_outputs
@@ -108,7 +108,7 @@ def train_policy(
         raise InputError(f"--data was given {len(data)} times for {len(models)} networks; give it once, or for each")
     agent = None if start is None else load(start)[0]
     episodes: dict[str, Episodes] = {}
-    begun: dict[str, Path] = {}
+    begun: dict[str, tuple[Path, Prepared]] = {}
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(limits=BLAS_THREADS, user_api="blas"))
         generator = stack.enter_context(seeded(settings.seed))
@@ -116,12 +116,14 @@ def train_policy(
             progress.stage(f"load {model.name}")
             asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
             prepared = prepare(Source(model, asked, samples, preprocess, label_offset))
-            known, kept = name_of(identity(prepared)), None
+            known = name_of(identity(prepared))
             if known in begun:
-                raise InputError(f"{model} is the same network as {begun[known]}; name each once")
-            begun[known] = model
-            if run is not None:
-                kept = stack.enter_context(take(run / f"{known}.jsonl"))
+                raise InputError(f"{model} is the same network as {begun[known][0]}; name each once")
+            _check_shares(prepared, model, settings.shares)
+            begun[known] = model, prepared
+        for known, (model, prepared) in begun.items():
+            progress.stage(f"look at {model.name}")
+            kept = None if run is None else stack.enter_context(take(run / f"{known}.jsonl"))
             name = model.name if [other.name for other in models].count(model.name) == 1 else str(model)
             episodes |= _episodes(prepared, name, settings.shares, kept, progress)
         progress.stage("explore")
@@ -133,7 +135,9 @@ def train_policy(
             for _ in range(EXPLORED):
                 learner.recall(list(map(learner.episodes.space.plan, learner.aims(how.together))))
         progress.stage("train")
-        asked_for, rounds = {**asdict(settings), "models": [model.name for model in models]}, list[float]()
+        told = {"models": [model.name for model in models], "data": [Path(source).name for source in data]}
+        told |= {"preprocess": [str(preprocess)], "policy": [] if start is None else [start.name]}
+        asked_for, rounds = {**asdict(settings), **told}, list[float]()
         for number in range(settings.rounds):
             rounds.append(_round(list(learners.values()), settings, number, progress))
             report = PolicyReport(rounds, {}, asked_for)
@@ -164,6 +168,8 @@ def _check(
     if not shares or not all(0 < share < 1 for share in settings.shares) or len(set(shares)) < len(shares):
         raise InputError(f"--flops {', '.join(shares)}: give shares between 0 and 1, each once")
     for model in models:
+        if not model.is_file():
+            raise InputError(f"{model} does not exist; name files of networks")
         if [other.resolve() for other in models].count(model.resolve()) > 1:
             raise InputError(f"{model} is named twice; name each network once")
     if settings.rounds < 1 or not 0 < settings.rate < 1:
@@ -175,6 +181,19 @@ def _check(
         check_outputs(model, out, force, kinds=(), read=read)
 
 
+def _check_shares(prepared: Prepared, model: Path, shares: Sequence[float]) -> None:
+    """Make sure that a network can be cut as far as is asked for."""
+    if not prepared.lossless.channels.groups:
+        raise InputError(f"{model} has nothing to prune; leave it out")
+    problem = prepared.problem()
+    lowest = problem.lowest()["macs"] / max(problem.original["macs"], 1)
+    if min(shares) < lowest:
+        raise TargetError(
+            f"--flops {min(shares):g} cannot be reached by {model}: the lowest is {np.ceil(1e3 * lowest) / 1e3:g}; "
+            "give larger shares, or leave it out"
+        )
+
+
 def _episodes(
     prepared: Prepared, name: str, shares: Sequence[float], kept: BinaryIO | None, progress: Progress
 ) -> dict[str, Episodes]:
@@ -182,15 +201,13 @@ def _episodes(
     from onnxprune.search.policy.environment import Episodes  # PyTorch takes seconds to load
 
     channels, found = prepared.lossless.channels, dict[str, Episodes]()
-    if not channels.groups:
-        raise InputError(f"{name} has nothing to prune; leave it out")
     statistics = prepared.statistics(progress)
     worth = importance(Evidence(channels, 0, statistics), "obs")
     judging: Judging = prepared.candidates(statistics)
     if kept is not None:
         judging = Journal(judging, read_lines(Path(kept.name), Entry), append=partial(append_lines, kept))
     for share in shares:
-        target = parse_target("macs", str(share), prepared.original_costs["macs"])
+        target = parse_target("macs", np.format_float_positional(share), prepared.original_costs["macs"])
         problem = Problem(channels, prepared.costs, [target], worth, FINE, lossless=prepared.lossless, judging=judging)
         found[f"{name} at {share:g}"] = Episodes(problem, descend(problem), LENGTH)
     return found

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from onnxprune.errors import InputError, LostWorkerError, OnnxPruneError
+from onnxprune.errors import InputError
 from onnxprune.files import append_lines, read_lines, replace_json
 from onnxprune.journal import Entry, Journal, pareto
 from onnxprune.measured import Measurement, Measurements
@@ -56,9 +56,8 @@ def identity(prepared: Prepared) -> dict[str, str]:
 class Run:
     """One run and its folder, to be used in a ``with``; without a folder it keeps nothing.
 
-    A run that was interrupted goes on where the same is asked for. Where it ends well, its folder goes unless it is to
-    stay. Where it fails, a folder that it made goes; but what was judged stays where only an interrupt, a lost process
-    or a full disk is to blame.
+    A run that was interrupted or failed goes on where the same is asked for. Where it ends well, its folder goes unless
+    it is to stay; else it stays if anything was judged.
 
     Args:
         prepared: the model and its data.
@@ -136,8 +135,8 @@ class Run:
         """Say what is known from before, or nothing."""
         if self._record is None or not self._entries:
             return ""
-        began = self._record.began
-        own = len(self._entries) - began
+        others, mine = self._entries[: self._record.began], self._entries[self._record.began :]
+        began, own = (len({entry.plan for entry in entries}) for entries in (others, mine))
         parts = [f"the interrupted run goes on, {own} plans are judged"] if own else []
         return f"{self.folder}: " + ", ".join([*parts, *([f"{began} are known from other runs"] if began else [])])
 
@@ -161,13 +160,14 @@ class Run:
 
     def _measured(self, new: Measurement) -> None:
         self.begin()
-        with (self.folder / MEASURED).open("ab" if self._goes_on else "wb") as file:
+        with (self.folder / MEASURED).open("ab") as file:
             append_lines(file, [new])
-        self._goes_on = True
 
     def begin(self) -> None:
         """Write down what is asked for, once there is something to keep."""
         if not self._has_begun and self._record is not None:
+            if not self._goes_on:
+                (self.folder / MEASURED).unlink(missing_ok=True)  # times of another run
             self._mark(self._record.state)
 
     def _append(self, entries: Sequence[Entry]) -> None:
@@ -207,11 +207,7 @@ class Run:
             return
         self._lock.close()
         kept = self._record is not None and self._record.is_kept
-        if self._is_done:
-            goes = not kept
-        else:
-            fails = isinstance(error, OnnxPruneError) and not isinstance(error, LostWorkerError)
-            goes = self._is_new and (not _has_work(self.folder) or (fails and not kept))
+        goes = not kept if self._is_done else self._is_new and not _has_work(self.folder)
         if goes:
             _remove(self.folder)
         if goes and (self._has_made or not kept):

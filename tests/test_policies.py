@@ -19,18 +19,20 @@ from test_greedy import Judged, channels_of, problem_of
 from test_policy import hard
 
 import onnxprune
-from onnxprune import CompressSettings, policies
-from onnxprune.errors import InputError
+from onnxprune import CompressSettings, pipeline, policies
+from onnxprune.errors import InputError, TargetError
 from onnxprune.judging import Candidates
 from onnxprune.plan import Plan
 from onnxprune.policies import PolicySettings, show_policy, train_policy
 from onnxprune.problem import Effort
+from onnxprune.records import is_finished
 from onnxprune.search import SearchSettings, gnn_rl
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.agent import Agent
 from onnxprune.search.policy.environment import Episodes
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.storing import load, save
+from onnxprune.settings import resolve
 
 FEW = PolicySettings(shares=(0.6, 0.4), rounds=1)
 
@@ -336,6 +338,69 @@ def test_training_that_is_interrupted_says_what_is_left(
     outcome = run(*given)
     assert outcome.code == 130
     assert re.search(text, outcome.errors[0])
+
+
+def test_a_file_of_before_is_not_told_to_be_the_policy_of_the_last_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policies, "_round", ended)
+    given = ["policy", "train", "convs.onnx", "--data", "x.npy", "-o", str(stored("p.safetensors")), "--flops", "0.5"]
+    outcome = run(*given, "--force")
+    assert outcome.code == 130
+    assert "interrupted in the first round; --run FOLDER keeps what is judged the next time" in outcome.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (
+            ["--flops", "0.5,0.0001"],
+            3,
+            r"--flops 0\.0001 cannot be reached by convs\.onnx: the lowest is 0\.0\d+; give",
+        ),
+        (["absent.onnx"], 2, r"absent\.onnx does not exist; name files of networks"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], code: int, text: str
+) -> None:
+    monkeypatch.setattr(policies, "_episodes", lambda *_: pytest.fail("measured"))
+    outcome = run("policy", "train", "convs.onnx", *options, "--data", "x.npy", "-o", "p.safetensors")
+    assert outcome.code == code
+    assert re.search(text, outcome.errors[0])
+
+
+def test_very_small_shares_are_fractions_too(folder: Path) -> None:
+    with pytest.raises(TargetError, match="--flops 1e-05 cannot be reached"):
+        train_policy([Path("convs.onnx")], Path("p"), PolicySettings((1e-5,)), data=["x.npy"])
+
+
+def test_a_policy_that_is_damaged_is_said_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "prepare", lambda *_: pytest.fail("loaded"))
+    Path("torn").write_bytes(stored("p.safetensors").read_bytes()[:1000])
+    outcome = run("compress", "convs.onnx", "--flops", "0.5", "--data", "x.npy", "--policy", "torn")
+    assert outcome.code == 2
+    assert "torn cannot be read" in outcome.errors[0]
+
+
+def test_a_step_that_another_policy_has_finished_is_done_again(folder: Path) -> None:
+    decided("used", 0)
+    asked = CompressSettings({"macs": "0.5"}, search="gnn_rl", policy="used", budget=3, align=1, verify="none")
+    onnxprune.compress("convs.onnx", "small.onnx", asked, data="x.npy", run="kept")
+    resolved = resolve(asked, has_data=True)
+    assert is_finished(Path("kept"), resolved)
+    decided("used", 1)
+    assert not is_finished(Path("kept"), resolved)
+
+
+def test_what_is_shown_of_a_policy_can_be_read_by_programs(folder: Path) -> None:
+    shown = run("policy", "show", str(stored("p.safetensors")), "--json", "-", "--quiet")
+    assert json.loads(shown.out)["notes"] == {"of": "a test"}
 
 
 def test_the_policy_to_go_on_with_is_not_overwritten(folder: Path) -> None:

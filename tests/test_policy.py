@@ -24,7 +24,8 @@ from onnxprune.search import SearchSettings, evolution, find, gnn_rl
 from onnxprune.search.greedy import descend
 from onnxprune.search.policy.credit import Credit
 from onnxprune.search.policy.encoder import batch
-from onnxprune.search.policy.environment import CONTEXT, Episodes, PruningEnv
+from onnxprune.search.policy.environment import CONTEXT, Episodes
+from onnxprune.search.policy.gym import PruningEnv
 from onnxprune.search.policy.learning import Learner, Learning, fresh, optimizer_of, seeded
 from onnxprune.search.policy.space import Space
 

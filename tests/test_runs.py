@@ -470,7 +470,7 @@ def test_an_interrupt_before_anything_is_judged_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "is_kept"),
+    ("error", "code", "is_told"),
     [
         (TargetError("too far"), 3, False),
         (InputError("no such thing"), 2, False),
@@ -481,27 +481,32 @@ def test_an_interrupt_before_anything_is_judged_leaves_nothing(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_failed_run_leaves_no_folder_unless_it_can_go_on(
+def test_what_a_failed_run_has_judged_stays_and_is_not_judged_again(
     folder: Path,
     whole: Callable[..., dict[str, bytes]],
     counted: Counted,
     error: BaseException,
     code: int,
-    is_kept: bool,
+    is_told: bool,
 ) -> None:
-    expected, before = whole(*SEARCH), files(folder)
+    expected = whole(*SEARCH)
     counted.taken()
     counted.ends_at = {2: error}
     line = failed(code, *SEARCH, "-o", "small.onnx")
     again = "; what was done is kept, and this goes on from there: onnxprune compress model.onnx --output small.onnx"
-    assert (again in line) == is_kept
-    assert Path("small.run").exists() == is_kept
-    if is_kept:
-        passed(*SEARCH, "-o", "small.onnx")
-        assert written() == expected
-        assert len(counted.plans) == len(set(counted.plans))
-    else:
-        assert files(folder) == before
+    assert (again in line) == is_told
+    passed(*SEARCH, "-o", "small.onnx")
+    assert written() == expected
+    assert len(counted.plans) == len(set(counted.plans))
+    assert not Path("small.run").exists()
+
+
+def test_what_was_judged_stays_where_the_result_cannot_be_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, counted: Counted
+) -> None:
+    monkeypatch.setattr("onnxprune.pipeline.verify", raising(VerifyError("wrong")))
+    failed(1, *SEARCH, "-o", "small.onnx")
+    assert len(names("small.run")) >= 12
 
 
 def test_a_failed_run_leaves_a_folder_as_it_found_it(finished: Path, counted: Counted) -> None:

@@ -212,7 +212,7 @@ class Learner:
         levels = batch([self.episodes.graph(state) for state in states])
         context = torch.from_numpy(np.stack([self.episodes.context(state) for state in states])).float()
         with torch.no_grad():
-            said = self.agent(levels, context, self.own.repeat(len(states)))
+            said = self._say(levels, context)
             noise = torch.randn(said.mean.shape, generator=self._generator)
             noise[: likely * self.episodes.groups] = 0
             raw = said.mean + said.spread * noise
@@ -239,10 +239,10 @@ class Learner:
         gains[:, 0] += unexplained.unsqueeze(2) / self.episodes.groups
         advantages = gains.transpose(0, 1).reshape(len(raw), -1)
         advantages = advantages / (advantages.std() + 1e-8)
-        played = joined(steps)
-        old = played.said.log_prob(raw)
+        levels, context, said = joined(steps)
+        old = said.log_prob(raw)
         for _ in range(self.how.rounds):
-            loss = self._loss(played, raw, old, advantages, returns.flatten())
+            loss = self._loss(self._say(levels, context), raw, old, advantages, returns.flatten())
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.agent.parameters(), self.how.norm)
@@ -293,8 +293,11 @@ class Learner:
         advantages = torch.stack(found)
         return advantages, advantages + torch.stack([step.said.value for step in steps])
 
-    def _loss(self, played: Step, raw: Tensor, old: Tensor, advantage: Tensor, expected: Tensor) -> Tensor:
-        said = self.agent(played.levels, played.context, self.own.repeat(len(expected)))
+    def _say(self, levels: Sequence[Level], context: Tensor) -> Output:
+        said: Output = self.agent(levels, context, self.own.repeat(len(context)))
+        return said
+
+    def _loss(self, said: Output, raw: Tensor, old: Tensor, advantage: Tensor, expected: Tensor) -> Tensor:
         ratio = torch.exp(said.log_prob(raw) - old)
         clipped = ratio.clamp(1 - self.how.clip, 1 + self.how.clip)
         gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
@@ -303,13 +306,10 @@ class Learner:
         return result
 
 
-def joined(steps: Sequence[Step]) -> Step:
-    """Put several steps side by side, to look at all of them at once."""
+def joined(steps: Sequence[Step]) -> tuple[list[Level], Tensor, Output]:
+    """Put the states of several steps side by side, and what was said of them, to look at all of them at once."""
     said = Output(*(torch.cat([getattr(step.said, name) for step in steps]) for name in ("mean", "spread", "value")))
-    columns = ([getattr(step, name) for step in steps] for name in ("context", "before"))
-    context, before = (torch.cat(column) for column in columns)
-    raw, shifts = (torch.cat([getattr(step, name) for step in steps]) for name in ("raw", "shifts"))
-    return Step(side_by_side([step.levels for step in steps]), context, before, said, raw, shifts)
+    return side_by_side([step.levels for step in steps]), torch.cat([step.context for step in steps]), said
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def likeness(features: Floats) -> Floats:
     features = features - features.mean(axis=0)
     spread = features.std(axis=0)
     features = features[:, spread > LEAST_SPREAD] / spread[spread > LEAST_SPREAD]
-    away = np.square(features[:, None] - features[None]).sum(axis=2)
+    away = np.stack([np.square(features - one).sum(axis=1) for one in features])  # a row at a time needs less memory
     usual = max(float(np.median(away)), LEAST_SPREAD)
     return np.asarray(ALIKE * np.exp(-away / (2 * NEAR**2 * usual)))
 
