@@ -88,7 +88,8 @@ class Multiple(click.ParamType[Any]):
     default=100,
     show_default=True,
     help="Different candidates a search may judge. Where it is done again, for coarser widths (--align), --latency or "
-    "--memory: as many each time; a quarter for gnn_rl, which learns from those before.",
+    "--memory: as many each time; with data a quarter for gnn_rl, which learns from those before. amc counts also "
+    "those that it comes to again.",
 )
 @click.option(
     "--time-limit",

@@ -18,7 +18,7 @@ class SearchSettings:
     """What every search obeys.
 
     Attributes:
-        budget: how many candidates it may judge; one that it comes to again costs nothing.
+        budget: how many candidates it may judge; one that it comes to again costs nothing (but in `amc`).
         seed: same seed, same result.
         stop: tells whether it is to come to its end, with the best that it has; asked between candidates.
         policy: file of the policy that a search starts from, where it has one; None: it knows nothing.
