@@ -58,6 +58,7 @@ class Journal:
         clock: gives the time in seconds.
 
     Attributes:
+        entries: all that is known.
         earlier: what finished runs for something else have left.
         seconds: of searching, when a plan was last judged. What is only repeated counts as it did the first time: a
             search that asks for the time gets the same answers when it goes on.
@@ -75,6 +76,7 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._judging, self._together, self._append, self._clock = judging, together, append, clock
+        self.entries = list(entries)
         self.earlier = tuple(entries[:earlier])
         self.seconds = 0.0
         self._known: dict[tuple[str, Kind], Entry] = {(entry.plan, entry.effort): entry for entry in entries}
@@ -121,6 +123,7 @@ class Journal:
             for plan, e in zip(plans, errors, strict=True)
         ]
         self._append(new)
+        self.entries += new
         self._known |= {(entry.plan, entry.effort): entry for entry in new}
         self._own |= {(entry.plan, entry.effort) for entry in new}
 
