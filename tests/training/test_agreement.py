@@ -80,3 +80,20 @@ def test_no_command_trains_what_is_something_else_in_pytorch(
     assert "PyTorch answers otherwise than onnxruntime" in outcome.errors[0]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
     assert onnx.load("model.onnx") == tasks.net()
+
+
+@pytest.mark.parametrize(("steps", "is_told"), [(None, True), (0.01, False)])
+def test_what_is_rounded_amid_a_graph_may_differ_by_some_steps(
+    monkeypatch: pytest.MonkeyPatch, steps: float | None, is_told: bool
+) -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.stem(8), 8, 8, 3, 3))
+    if steps is not None:
+        whole = b.node("QuantizeLinear", x, b.store(steps), b.store(0, np.uint8))
+        x = b.node("DequantizeLinear", whole, b.store(steps), b.store(0, np.uint8))
+    model = b.done(b.head(x, 8), rank=2)
+    monkeypatch.setitem(
+        functions.FUNCTIONS, ("", "Relu"), functions.Function(lambda call, values: 1.01 * values.clamp(min=0))
+    )
+    executor = Executor(model, Path())
+    assert bool(disagreement(executor, model, FEED, executor.outputs)) == is_told
