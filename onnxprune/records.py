@@ -155,8 +155,9 @@ def is_half_written(folder: Path, out: Path) -> bool:
 def is_finished(folder: Path, settings: CompressSettings) -> bool:
     """Tell whether a run with these settings is what finished last in a folder."""
     record = read_record(folder)
-    is_same = record is not None and _are_same(record.settings, settings) and record.policy == policy_hash(settings)
-    return is_same and record is not None and record.state == "finished"
+    if record is None or record.state != "finished":
+        return False
+    return _are_same(record.settings, settings) and record.policy == policy_hash(settings)
 
 
 def _are_same(found: CompressSettings, asked: CompressSettings) -> bool:
