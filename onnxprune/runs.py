@@ -27,7 +27,6 @@ from onnxprune.prepare import Prepared
 from onnxprune.problem import Judging, Problem
 from onnxprune.records import ASKED, JUDGED, MEASURED, PARETO, Place, Record, State, is_ours, policy_hash, read_record
 from onnxprune.reporting import versions
-from onnxprune.settings import CompressSettings
 
 PARETO_FORMAT = "onnxprune.pareto/1"
 NAMED = 16  # digits of a hash that name a folder
@@ -117,7 +116,10 @@ class Run:
         if before is None:
             return new
         new = replace(new, is_kept=new.is_kept or before.is_kept)
-        is_finished, is_other = before.state == "finished", _asks(before) != _asks(new)
+        is_finished, is_other = (
+            before.state == "finished",
+            (before.settings, before.policy) != (new.settings, new.policy),
+        )
         # The user may have taken lines away. The same again knows as little as it did, and does the same.
         new = replace(new, earlier=count if is_finished and is_other else min(before.earlier, count))
         if is_finished or is_other or before.dry_run != new.dry_run:
@@ -213,11 +215,6 @@ class Run:
         if goes and (self._has_made or not kept):
             with suppress(OSError):  # something else is in it
                 self.folder.rmdir()
-
-
-def _asks(record: Record) -> tuple[CompressSettings, str | None]:
-    """Tell what a run searches by."""
-    return record.settings, record.policy
 
 
 def best_of(entries: Sequence[Entry], problem: Problem) -> dict[str, Any]:

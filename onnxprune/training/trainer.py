@@ -187,9 +187,8 @@ class Trainer:
         own_seed = seed_of(self.settings.seed, epoch, self.team.rank)
         torch.manual_seed(own_seed)  # for what the graph itself draws
         generator = torch.Generator().manual_seed(own_seed)
-        order = np.random.default_rng(seed_of(self.settings.seed, epoch)).permutation(len(self.task.train))[
-            : self.steps * self.batch
-        ]
+        drawing = np.random.default_rng(seed_of(self.settings.seed, epoch))  # the same for all processes
+        order = drawing.permutation(len(self.task.train))[: self.steps * self.batch]
         share = self.batch // self.team.count
         own = order.reshape(self.steps, self.team.count, share)[:, self.team.rank].reshape(-1)
         self._replica.train()

@@ -274,8 +274,10 @@ def test_weights_that_are_stored_quantised_run_and_stay_and_are_trained_to_what_
 ) -> None:
     kind, sides, attributes = QUANTISED[form]
     b = Builder(21)
-    weight = b.store(np.arange(24).reshape(4, 6) % 8, kind)
-    zero = b.store(np.arange(np.prod(sides)).reshape(sides) % 5, kind) if has_zero and form != "int32" else ""
+    low = 0 if form.startswith("u") else -1  # signed weights and zero points are on both sides of zero
+    weight = b.store(np.arange(24).reshape(4, 6) % 8 + 4 * low, kind)
+    zeros = np.arange(np.prod(sides)).reshape(sides) % 5 + 2 * low
+    zero = b.store(zeros, kind) if has_zero and form != "int32" else ""
     scaled = b.node("DequantizeLinear", weight, b.positive(*sides), zero, **attributes)
     model = b.done(b.node("Gemm", b.input("N", 6), scaled, b.positive(4), transB=1))
     executor = Executor(model, Path()).eval()
