@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from onnx import helper
 
+from onnxprune.nodes import attributes_of
 from onnxprune.numbers import Numbers, Place
 from onnxprune.weights import Array, Floats
 
@@ -70,7 +70,7 @@ def restate(index: int, batches: Iterable[Array], numbers: Numbers) -> None:
     another function than the one that is stored, and what a repair has won is lost.
     """
     node = numbers.proto.graph.node[index]
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    attributes = attributes_of(node)
     places = [(index, position) for position in (SCALE, SHIFT, MEAN, VARIANCE)]
     trains = attributes.get("training_mode", 0) or any(node.output[1:])
     if trains or any(numbers.tensor(place) is None for place in places):

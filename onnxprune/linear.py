@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxprune.weights import Array, Floats
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+Values = Callable[[Channels, str], Array | None]
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -87,18 +89,35 @@ def stored_values(channels: Channels, name: str) -> Array | None:
     return model.array(root) if root in model.stored and model.types[root] in FLOAT_TYPES else None
 
 
-def linear(channels: Channels, index: int, weight: Array | None = None) -> Linear | None:
-    """Look at a node as a layer with a stored weight (None: it is none), or with another `weight` in its place."""
+def floats(channels: Channels, name: str) -> Array | None:
+    """Give the numbers of a stored float tensor, or what stored whole numbers stand for (None: it is neither)."""
+    behind = channels.model.dequantized.get(name)
+    if behind is None:
+        return stored_values(channels, name)
+    return behind.steps.floats(channels.model.array(behind.name))
+
+
+def linear(
+    channels: Channels, index: int, weight: Array | None = None, values: Values = stored_values
+) -> Linear | None:
+    """Look at a node as a layer with a stored weight (None: it is none).
+
+    Args:
+        channels: of the model.
+        index: the node.
+        weight: taken in place of the one that is stored.
+        values: what counts as stored: `stored_values` or `floats`.
+    """
     view = channels.view(index)
     node = view.node
     if node.op not in LINEAR or not is_default_domain(node.domain) or None in (*view.inputs[:2], view.outputs[0]):
         return None
-    weight = stored_values(channels, node.inputs[1].name) if weight is None else weight
+    weight = values(channels, node.inputs[1].name) if weight is None else weight
     if weight is None or not weight.size:
         return None
     if node.op in ("Conv", "ConvTranspose"):
-        return _convolution(channels, view, weight)
-    return _product(channels, view, weight) if weight.ndim == 2 else None
+        return _convolution(channels, view, weight, values)
+    return _product(channels, view, weight, values) if weight.ndim == 2 else None
 
 
 def bias_place(channels: Channels, index: int) -> Place | None:
@@ -123,35 +142,35 @@ def only_reader(channels: Channels, index: int) -> int | None:
     return next((i for i in range(index, len(graph.nodes)) if graph.nodes[i] is reader), None)
 
 
-def _convolution(channels: Channels, view: View, weight: Array) -> Linear:
+def _convolution(channels: Channels, view: View, weight: Array, values: Values) -> Linear:
     groups = int(view.attribute("group", 1))
     x, y = view.x[1].reshape(groups, -1), view.y[1].reshape(groups, -1)
     outputs_first = view.node.op == "Conv"
     weight = by_group(weight, groups, outputs_first)
     is_uniform = view.node.op == "Conv" and _pads_nothing(view)
-    bias = _bias(channels, view, y.size, 1.0, groups)
+    bias = _bias(channels, view, y.size, 1.0, groups, values)
     return Linear(view.index, x, y, weight, 1.0, 1.0, bias, is_uniform, outputs_first)
 
 
-def _product(channels: Channels, view: View, weight: Array) -> Linear:
+def _product(channels: Channels, view: View, weight: Array, values: Values) -> Linear:
     is_gemm = view.node.op == "Gemm"
     outputs_first = bool(is_gemm and view.attribute("transB", 0))
     rows = by_group(weight, 1, outputs_first)
     x = view.x[0 if is_gemm and view.attribute("transA", 0) else -1]
     scale, beta = float(view.attribute("alpha", 1.0)), float(view.attribute("beta", 1.0))
-    bias = _bias(channels, view, rows.shape[1], beta, 1)
+    bias = _bias(channels, view, rows.shape[1], beta, 1, values)
     y = view.y[-1][None]
     return Linear(view.index, x[None], y, rows, scale, beta, bias, True, outputs_first)
 
 
-def _bias(channels: Channels, view: View, size: int, beta: float, groups: int) -> Floats | None:
+def _bias(channels: Channels, view: View, size: int, beta: float, groups: int, values: Values) -> Floats | None:
     """Read the third operand of a layer as one number for each output (None: it is something else)."""
     if not view.has_input(2):
         return np.zeros((groups, size // groups))
-    values = stored_values(channels, view.node.inputs[2].name)
-    if values is None or values.size not in (1, size) or (values.size > 1 and values.shape[-1] != size):
+    stored = values(channels, view.node.inputs[2].name)
+    if stored is None or stored.size not in (1, size) or (stored.size > 1 and stored.shape[-1] != size):
         return None
-    numbers = np.broadcast_to(values.reshape(-1).astype(np.float64), size)
+    numbers = np.broadcast_to(stored.reshape(-1).astype(np.float64), size)
     return beta * numbers.reshape(groups, -1)
 
 

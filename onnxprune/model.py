@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import shapes as sizes
+from onnxprune.dequantizing import Dequantized, find_dequantized
 from onnxprune.errors import InputError
 from onnxprune.nodes import sort_nodes
 from onnxprune.shapes import Run, Shape
@@ -84,6 +85,11 @@ class Model:
         if tensor is None or sizes.is_weight(tensor):
             return None
         return read(tensor, self.folder)
+
+    @cached_property
+    def dequantized(self) -> dict[str, Dequantized]:
+        """What comes from stored whole numbers and is read once, as floats, by name."""
+        return find_dequantized(self.proto, self.stored, self.folder)
 
     @cached_property
     def sha256(self) -> str:

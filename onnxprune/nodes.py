@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto, NodeProto, helper
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -32,6 +34,21 @@ def every_body(graph: GraphProto) -> Iterator[GraphProto]:
     """Give the bodies inside a graph, and those inside them."""
     for node in every_node(graph):
         yield from bodies(node)
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Give the attributes of a node by name."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def uses(graph: GraphProto) -> Counter[str]:
+    """Count how often each name is read in a graph and in the bodies inside it, or is an output of theirs."""
+    found = Counter(value.name for value in graph.output)
+    for node in graph.node:
+        found.update(node.input)
+        for body in bodies(node):
+            found += uses(body)
+    return found
 
 
 def sort_nodes(graph: GraphProto) -> None:

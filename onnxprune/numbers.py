@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from onnxprune.dequantizing import find_dequantized
 from onnxprune.model import stored_tensors
-from onnxprune.nodes import bodies
+from onnxprune.nodes import bodies, uses
 from onnxprune.shapes import is_default_domain
 from onnxprune.weights import Array, read
 
@@ -19,6 +19,8 @@ Place = tuple[int, int]
 
 class Numbers:
     """A copy of a model whose stored numbers change; nothing else does.
+
+    What comes from whole numbers behind DequantizeLinear is read as floats, and stored as what is nearest to these.
 
     Args:
         original: the model; it stays as it is.
@@ -37,7 +39,8 @@ class Numbers:
         self.added: list[str] = []
         self._folder = folder
         self._stored = stored_tensors(self.proto)
-        self._uses = _uses(self.proto.graph)
+        self._uses = uses(self.proto.graph)
+        self._dequantized = find_dequantized(self.proto, self._stored, folder)
         self._taken = set(_names(self.proto.graph))
         constants = [node for node in self.proto.graph.node if node.op_type == "Constant"]
         self._listed = {
@@ -57,6 +60,10 @@ class Numbers:
 
     def get(self, place: Place) -> Array | None:
         """Read what is stored for an input of a node (None: nothing)."""
+        behind = self._dequantized.get(self._name(place))
+        if behind is not None:
+            numbers = self.get((behind.index, 0))
+            return None if numbers is None else behind.steps.floats(numbers)
         tensor = self.tensor(place)
         return None if tensor is None else read(tensor, self._folder)
 
@@ -67,6 +74,10 @@ class Numbers:
 
     def set(self, place: Place, values: Array) -> None:
         """Store other numbers for an input of a node; where others read the old ones, the new ones come beside them."""
+        behind = self._dequantized.get(self._name(place))
+        if behind is not None:
+            self.set((behind.index, 0), behind.steps.whole(values))
+            return
         index, position = place
         node = self.proto.graph.node[index]
         node.input.extend([""] * (position + 1 - len(node.input)))
@@ -108,16 +119,6 @@ class Numbers:
 
 def _declared(name: str, values: Array) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
-
-
-def _uses(graph: GraphProto) -> Counter[str]:
-    """Count how often each name is read in a graph and in the bodies inside it, or is an output of theirs."""
-    found = Counter(value.name for value in graph.output)
-    for node in graph.node:
-        found.update(node.input)
-        for body in bodies(node):
-            found += _uses(body)
-    return found
 
 
 def _names(graph: GraphProto) -> Iterator[str]:

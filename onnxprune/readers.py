@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.channels import Channels
 from onnxprune.constants import data_nodes
-from onnxprune.linear import Linear, bias_place, linear, only_reader, stored_values
+from onnxprune.linear import Linear, bias_place, floats, linear, only_reader, stored_values
 from onnxprune.numbers import Place
 from onnxprune.ops.normalization import trains
 from onnxprune.patches import Patches, patches
@@ -84,8 +84,9 @@ class Reader:
 def find_readers(channels: Channels) -> list[Reader]:
     """List the layers that read channels and can be fitted again, in the order of the graph.
 
-    Left out are layers whose weight is computed, quantised, or shared with another layer, whose third operand is no
-    stored vector, products whose first operand is turned, and those that would lose rows.
+    Left out are layers whose weight is computed, quantised (but for whole numbers behind DequantizeLinear), or shared
+    with another layer, whose third operand is no stored vector, products whose first operand is turned, and those that
+    would lose rows.
     """
     nodes, readings = channels.model.graph.nodes, _readings(channels)
     found = []
@@ -93,7 +94,7 @@ def find_readers(channels: Channels) -> list[Reader]:
         node = nodes[index]
         if node.attrs.get("transA", 0) or not node.outputs or not node.outputs[0].name:
             continue
-        layer = linear(channels, index)
+        layer = linear(channels, index, values=floats)
         if layer is None or readings[_root(channels, node.inputs[1].name)] > 1:
             continue
         x, y = node.inputs[0].name, node.outputs[0].name
@@ -162,7 +163,7 @@ def find_landing(channels: Channels, layer: Linear) -> Landing:
             other = node.inputs[1 if node.inputs[0].name == tensor else 0].name
             if shape is None or shapes.get(node.outputs[0].name) != shape:
                 break  # it is spread over more positions
-            if stored_values(channels, other) is None:
+            if floats(channels, other) is None:
                 if shapes.get(other) == shape:
                     tensor, partner = node.outputs[0].name, other
                 break
@@ -175,5 +176,5 @@ def find_landing(channels: Channels, layer: Linear) -> Landing:
 def _is_vector(channels: Channels, place: Place, size: int) -> bool:
     """Tell whether what is stored there has one number for each output."""
     index, position = place
-    values = stored_values(channels, channels.model.graph.nodes[index].inputs[position].name)
+    values = floats(channels, channels.model.graph.nodes[index].inputs[position].name)
     return values is not None and values.size == size and values.shape[-1] == size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -307,3 +308,76 @@ def test_names_are_unlike_all_others() -> None:
     near(after[2], before[2])
     names = [t.name for t in numbers.proto.graph.initializer]
     assert len(set(names)) == len(names)
+
+
+# ------------------------------------------------------------------------- whole numbers behind DequantizeLinear
+
+WAYS: dict[str, dict[str, Any]] = {
+    "one step": {"numbers": np.int8, "sizes": ()},
+    "a step for each output": {"numbers": np.uint8, "sizes": (8,), "axis": 1},
+    "a step for each input": {"numbers": np.int16, "sizes": (6,), "axis": 0},
+    "no zero point": {"numbers": np.int32, "sizes": (), "zero": False},
+    "blocks": {"numbers": np.int8, "sizes": (2, 8), "axis": 0, "block_size": 3},
+    "four bits": {"numbers": ml_dtypes.int4, "sizes": (8,), "axis": 1},
+    "half precision": {"numbers": np.int8, "sizes": (8,), "axis": 1, "scale": np.float16},
+}
+
+
+def dequantised(way: str) -> ModelProto:
+    """Multiply by a matrix of whole numbers and put it out as well."""
+    how = dict(WAYS[way])
+    kind, sizes, dtype = np.dtype(how.pop("numbers")), how.pop("sizes"), how.pop("scale", np.float32)
+    b = Builder(opset=21)
+    low = 3 if kind == np.uint8 else -5
+    stored = [b.store(b.rng.integers(low, 5, (6, 8)), kind), b.store(b.rng.uniform(0.1, 1, sizes), dtype)]
+    if how.pop("zero", True):
+        stored.append(b.store(b.rng.integers(low // 2, 3, sizes), kind))
+    weight = b.node("DequantizeLinear", *stored, **how)
+    x = b.input("N", 6) if dtype == np.float32 else b.node("Cast", b.input("N", 6), to=TensorProto.FLOAT16)
+    return b.done(b.node("Cast", b.node("MatMul", x, weight), to=TensorProto.FLOAT), rank=2)
+
+
+def as_read(proto: ModelProto) -> Array:
+    """Let onnxruntime give the matrix: what it makes of unit vectors."""
+    return np.asarray(answers(proto, x=np.eye(6, dtype=np.float32))[0])
+
+
+def close_to(found: Array, expected: Array) -> None:
+    """Compare what onnxruntime may compute in single precision where halves are stored."""
+    np.testing.assert_allclose(found, expected, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whole_numbers_are_read_as_the_floats_that_they_stand_for(way: str) -> None:
+    proto = dequantised(way)
+    close_to(value(Numbers(proto, Path()), place(proto, "MatMul", 1)), as_read(proto))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_floats_are_stored_as_the_whole_numbers_nearest_to_them(way: str) -> None:
+    proto = dequantised(way)
+    numbers, weight = Numbers(proto, Path()), place(proto, "MatMul", 1)
+    before = value(numbers, weight)
+    wanted = before + np.random.default_rng(0).uniform(-0.5, 0.5, before.shape).astype(before.dtype)
+    numbers.set(weight, wanted)
+    found = as_read(numbers.proto)
+    close_to(found, value(numbers, weight))
+    assert not np.array_equal(found, before)
+    for step in (-1, 1):
+        other = ModelProto.FromString(numbers.proto.SerializeToString())
+        stored = other.graph.initializer[0]
+        whole = numpy_helper.to_array(stored)
+        stored.CopyFrom(numpy_helper.from_array((whole.astype(int) + step).astype(whole.dtype), stored.name))
+        assert (np.abs(found - wanted) <= np.abs(as_read(other) - wanted) + 5e-3).all()
+    kinds = [(t.name, t.data_type, list(t.dims)) for t in proto.graph.initializer]
+    assert [(t.name, t.data_type, list(t.dims)) for t in numbers.proto.graph.initializer] == kinds
+    numbers.set(weight, before)
+    assert numbers.proto == proto
+
+
+def test_what_the_type_cannot_hold_becomes_what_is_next_to_it() -> None:
+    proto = dequantised("one step")
+    numbers, weight = Numbers(proto, Path()), place(proto, "MatMul", 1)
+    numbers.set(weight, np.where(np.arange(8) % 2, 1e6, -1e6) * np.ones((6, 1)))
+    whole = numpy_helper.to_array(numbers.proto.graph.initializer[0])
+    assert (whole == np.where(np.arange(8) % 2, 127, -128)).all()

@@ -192,7 +192,9 @@ def test_an_alias_of_its_own_shares_no_weight() -> None:
     assert len(check_all(b.done(b.node("MatMul", b.input("N", 6), weight), rank=2))) == 1
 
 
-@pytest.mark.parametrize("kind", ["transA", "computed", "quantised", "stored first", "weight first", "stacked"])
+@pytest.mark.parametrize(
+    "kind", ["transA", "computed", "quantised", "dequantised for two", "stored first", "weight first", "stacked"]
+)
 def test_what_cannot_be_fitted_is_left_out(kind: str) -> None:
     b = Builder()
     x = b.input(6, 5)
@@ -201,8 +203,14 @@ def test_what_cannot_be_fitted_is_left_out(kind: str) -> None:
     elif kind == "computed":
         y = b.node("MatMul", x, b.node("Tanh", b.weight(5, 8)))
     elif kind == "quantised":
-        numbers, zero = b.store(b.rng.integers(-9, 9, (5, 8)), np.int8), b.store(0, np.int8)
-        y = b.node("MatMul", x, b.node("DequantizeLinear", numbers, b.store(0.1), zero))
+        steps = b.store(0.1), b.store(0, np.int8)
+        numbers = b.store(b.rng.integers(-9, 9, (5, 8)), np.int8)
+        y = b.node("MatMulInteger", b.node("QuantizeLinear", x, *steps), numbers)
+        y = b.node("Cast", y, to=TensorProto.FLOAT)
+    elif kind == "dequantised for two":
+        numbers, zero = b.store(b.rng.integers(-9, 9, (5, 5)), np.int8), b.store(0, np.int8)
+        weight = b.node("DequantizeLinear", numbers, b.store(0.1), zero)
+        y = b.node("MatMul", b.relu(b.node("MatMul", x, weight)), weight)
     elif kind == "stored first":
         y = b.node("Add", b.node("MatMul", b.weight(6, 5), b.weight(5, 8)), b.node("MatMul", x, b.relu(b.weight(5, 8))))
     elif kind == "weight first":
@@ -210,6 +218,20 @@ def test_what_cannot_be_fitted_is_left_out(kind: str) -> None:
     else:
         y = b.node("MatMul", x, b.weight(2, 5, 8))
     assert readers_of(b.done(y, rank=3 if kind == "stacked" else 2)) == []
+
+
+@pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
+def test_a_weight_and_a_bias_of_whole_numbers_are_what_they_stand_for(op: str) -> None:
+    b = Builder()
+    x, sizes = (b.stem(6), (8, 6, 3, 3)) if op == "Conv" else (b.relu(b.linear(b.input("N", 5), 5, 6)), (6, 8))
+    zeros = b.store(b.rng.integers(-9, 9, 8), np.int8)
+    numbers = b.store(b.rng.integers(-99, 99, sizes), np.int8)
+    weight = b.node("DequantizeLinear", numbers, b.positive(8), zeros, axis=0 if op == "Conv" else 1)
+    bias = b.node("DequantizeLinear", b.store(b.rng.integers(-999, 999, 8), np.int32), b.store(0.01))
+    y = b.node("Add", b.node(op, x, weight), bias) if op == "MatMul" else b.node(op, x, weight, bias)
+    reader = check_all(b.done(y, rank=4 if op == "Conv" else 2))[-1]
+    assert reader.is_centred
+    assert np.abs(reader.layer.weight).max() > 1
 
 
 def test_layers_that_read_the_same_rows_have_one_key() -> None:

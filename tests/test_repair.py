@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nets import NETS, Builder
 from onnx import ModelProto, TensorProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
@@ -94,6 +95,38 @@ def test_a_repaired_network_answers_closer_to_the_original(name: str) -> None:
     result = repaired(Original(channels, data_of(channels)), plan, smaller, "least_squares")
     judge = judge_on(channels, data_of(channels, seed=1), 0)
     assert (judge.judge(result).distance or 0) < (judge.judge(smaller).distance or 0)
+
+
+class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime says nothing of its types
+    """Samples for onnxruntime's own quantisation."""
+
+    def __init__(self, data: Data) -> None:
+        self._feeds = (feed for feed, _ in data.batches(16))
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._feeds, None)
+
+
+@pytest.mark.filterwarnings("ignore")  # of onnxruntime's quantisation
+@pytest.mark.parametrize(
+    ("name", "per_channel"),
+    [("plain_conv", False), ("plain_conv", True), ("gemm", False), ("matmul_weight_right", True)],
+)
+def test_a_network_quantised_by_onnxruntime_is_repaired_and_stays_quantised(
+    name: str, per_channel: bool, tmp_path: Path
+) -> None:
+    onnx.save(NETS[name].build(), tmp_path / "float.onnx")
+    calibration = Calibration(data_of(channels_of(NETS[name].build())))
+    quantize_static(tmp_path / "float.onnx", tmp_path / "whole.onnx", calibration, per_channel=per_channel)
+    channels = channels_of(onnx.load(tmp_path / "whole.onnx"))
+    plan, data = some(channels), data_of(channels)
+    smaller = cut(channels, plan, runtime.evaluate)
+    result = repaired(Original(channels, data), plan, smaller, "least_squares")
+    judge = judge_on(channels, data_of(channels, seed=1), 0)
+    assert (judge.judge(result).distance or 0) < 0.75 * (judge.judge(smaller).distance or 0)
+    kinds = [(t.name, t.data_type, t.dims) for t in smaller.graph.initializer]
+    assert [(t.name, t.data_type, t.dims) for t in result.graph.initializer] == kinds
+    assert result.graph.node == smaller.graph.node
 
 
 def linear_net(rng: np.random.Generator, mixture: Array, kind: str) -> ModelProto:

@@ -11,13 +11,13 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, inliner
 from torch import Tensor, fx, nn
 
 from onnxprune import runtime
 from onnxprune.errors import InputError, at
 from onnxprune.model import Model, analyse, constant_tensor
-from onnxprune.nodes import every_node
+from onnxprune.nodes import attributes_of, every_node
 from onnxprune.shapes import is_default_domain, real_inputs
 from onnxprune.training.functions import Call, Function, as_tensor, find
 from onnxprune.training.functions.quantization import nearest
@@ -66,7 +66,7 @@ class Executor(nn.Module):
                 self.weights[_key(name)] = nn.Parameter(values)
         self.quantised = dict(find_quantised(self._inlined, stored, folder))
         for name, quantised in self.quantised.items():
-            self.weights[_key(name)] = nn.Parameter(quantised.floats(read(stored[name], folder)))
+            self.weights[_key(name)] = nn.Parameter(as_tensor(quantised.steps.floats(read(stored[name], folder))))
         for name in self.followed.intersection(stored):
             self.statistics.register_buffer(_key(name), as_tensor(read(stored[name], folder)))
         self._programs: dict[object, _Program] = {}
@@ -103,8 +103,8 @@ class Executor(nn.Module):
         stored = writable(result)
         for name, values in self.named():
             quantised = self.quantised.get(name)
-            numbers = values.detach().cpu().numpy() if quantised is None else quantised.whole(values)
-            write(stored[name], numbers, self.folder)
+            numbers = values.detach().cpu().numpy()
+            write(stored[name], numbers if quantised is None else quantised.steps.whole(numbers), self.folder)
         self._unshared.rejoin(result)
         return result
 
@@ -186,7 +186,7 @@ class _Writer:
                 "compress without training, or add one as docs/extending.md says"
             )
         domain = "" if is_default_domain(node.domain) else node.domain
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         if node.op_type == "DequantizeLinear" and node.input[0] in self.executor.quantised:
             found, attributes = replace(found, run=nearest), self.executor.quantised[node.input[0]].attributes
         outputs = max((place for place, name in enumerate(node.output, start=1) if name), default=0)

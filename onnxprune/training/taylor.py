@@ -64,6 +64,8 @@ def slopes(channels: Channels, readers: Sequence[Reader], data: Data, seed: int,
 def _weight(channels: Channels, index: int) -> str:
     """Name the stored tensor that a layer reads as its weight, whichever name it goes by."""
     name: str = channels.model.graph.nodes[index].inputs[1].name
+    if name in channels.model.dequantized:
+        return channels.model.dequantized[name].name
     root: str = channels.aliases.root.get(name, name)
     return root
 
