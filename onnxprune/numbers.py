@@ -67,11 +67,6 @@ class Numbers:
         tensor = self.tensor(place)
         return None if tensor is None else read(tensor, self._folder)
 
-    def is_shared(self, place: Place) -> bool:
-        """Tell whether others read the same tensor, or it goes by another name here."""
-        name = self._name(place)
-        return bool(name) and (self._uses[name] != 1 or name in self._root)
-
     def set(self, place: Place, values: Array) -> None:
         """Store other numbers for an input of a node; where others read the old ones, the new ones come beside them."""
         behind = self._dequantized.get(self._name(place))

@@ -21,7 +21,7 @@ from onnxprune.nodes import attributes_of, every_node
 from onnxprune.shapes import is_default_domain, real_inputs
 from onnxprune.training.functions import Call, Function, as_tensor, find
 from onnxprune.training.functions.quantization import nearest
-from onnxprune.training.quantised import find_quantised
+from onnxprune.training.quantized import find_quantized
 from onnxprune.training.sharing import FLOATS, Unshared, single_parameters, writable, write
 from onnxprune.weights import Array, read
 
@@ -64,9 +64,9 @@ class Executor(nn.Module):
             values = as_tensor(read(stored[name], folder))
             if not _is_mask(values):
                 self.weights[_key(name)] = nn.Parameter(values)
-        self.quantised = dict(find_quantised(self._inlined, stored, folder))
-        for name, quantised in self.quantised.items():
-            self.weights[_key(name)] = nn.Parameter(as_tensor(quantised.steps.floats(read(stored[name], folder))))
+        self.quantized = dict(find_quantized(self._inlined, stored, folder))
+        for name, quantized in self.quantized.items():
+            self.weights[_key(name)] = nn.Parameter(as_tensor(quantized.steps.floats(read(stored[name], folder))))
         for name in self.followed.intersection(stored):
             self.statistics.register_buffer(_key(name), as_tensor(read(stored[name], folder)))
         self._programs: dict[object, _Program] = {}
@@ -102,9 +102,9 @@ class Executor(nn.Module):
         result.CopyFrom(self._unshared.proto)
         stored = writable(result)
         for name, values in self.named():
-            quantised = self.quantised.get(name)
+            quantized = self.quantized.get(name)
             numbers = values.detach().cpu().numpy()
-            write(stored[name], numbers if quantised is None else quantised.steps.whole(numbers), self.folder)
+            write(stored[name], numbers if quantized is None else quantized.steps.whole(numbers), self.folder)
         self._unshared.rejoin(result)
         return result
 
@@ -187,8 +187,8 @@ class _Writer:
             )
         domain = "" if is_default_domain(node.domain) else node.domain
         attributes = attributes_of(node)
-        if node.op_type == "DequantizeLinear" and node.input[0] in self.executor.quantised:
-            found, attributes = replace(found, run=nearest), self.executor.quantised[node.input[0]].attributes
+        if node.op_type == "DequantizeLinear" and node.input[0] in self.executor.quantized:
+            found, attributes = replace(found, run=nearest), self.executor.quantized[node.input[0]].attributes
         outputs = max((place for place, name in enumerate(node.output, start=1) if name), default=0)
         is_training = self.executor.training and (node.op_type != "BatchNormalization" or self._is_followed(node))
         call = Call(node.op_type, node.name, self.opsets.get(domain, 1), attributes, outputs, is_training)

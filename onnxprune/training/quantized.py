@@ -18,7 +18,7 @@ FURTHEST = 2**22  # from zero; beyond it single precision does not tell a float'
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """A stored tensor of whole numbers.
 
     Attributes:
@@ -35,9 +35,9 @@ class Quantised:
         return attributes_of(self.node) | {"output_dtype": self.steps.kind}
 
 
-def find_quantised(
+def find_quantized(
     proto: ModelProto, stored: Mapping[str, TensorProto], folder: Path
-) -> Iterator[tuple[str, Quantised]]:
+) -> Iterator[tuple[str, Quantized]]:
     """Find the stored tensors of several whole numbers that are read as floats, and always as the same.
 
     Args:
@@ -58,4 +58,4 @@ def find_quantised(
         alike = all(list(n.input) == list(node.input) and n.attribute == node.attribute for n in others)
         steps = steps_of(node, stored, folder) if alike and node.input[0] == name else None
         if steps is not None and np.abs(read(tensor, folder).astype(np.int64)).max() < FURTHEST:
-            yield name, Quantised(node, steps)
+            yield name, Quantized(node, steps)
