@@ -63,12 +63,13 @@ class Dequantized:
 
 def find_dequantized(proto: ModelProto, stored: Mapping[str, TensorProto], folder: Path) -> dict[str, Dequantized]:
     """Find the floats that come from stored whole numbers and that are read once, by their names."""
-    found, used = dict[str, Dequantized](), uses(proto.graph)
+    found = dict[str, Dequantized]()
     for index, node in enumerate(proto.graph.node):
-        steps = steps_of(node, stored, folder) if used[node.output[0]] == 1 else None
+        steps = steps_of(node, stored, folder)
         if steps is not None:
             found[node.output[0]] = Dequantized(index, node.input[0], steps)
-    return found
+    used = uses(proto.graph) if found else {}
+    return {name: numbers for name, numbers in found.items() if used[name] == 1}
 
 
 def steps_of(node: NodeProto, stored: Mapping[str, TensorProto], folder: Path) -> Steps | None:
