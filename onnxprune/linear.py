@@ -91,10 +91,11 @@ def stored_values(channels: Channels, name: str) -> Array | None:
 
 def floats(channels: Channels, name: str) -> Array | None:
     """Give the numbers of a stored float tensor, or what stored whole numbers stand for (None: it is neither)."""
-    behind = channels.model.dequantized.get(name)
-    if behind is None:
+    model = channels.model
+    behind = model.dequantized.get(name)
+    if behind is None or model.types.get(name) not in FLOAT_TYPES:
         return stored_values(channels, name)
-    return behind.steps.floats(channels.model.array(behind.name))
+    return behind.steps.floats(model.array(behind.name))
 
 
 def linear(
