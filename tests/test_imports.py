@@ -45,6 +45,7 @@ LAYERS = (
     ("onnxprune.tying",),
     ("onnxprune.ops",),
     ("onnxprune.model",),
+    ("onnxprune.dequantizing",),
     ("onnxprune.shapes", "onnxprune.progress"),
     ("onnxprune.preprocess",),
     ("onnxprune.weights", "onnxprune.files", "onnxprune.nodes"),
