@@ -97,3 +97,18 @@ def test_what_is_rounded_amid_a_graph_may_differ_by_some_steps(
     )
     executor = Executor(model, Path())
     assert bool(disagreement(executor, model, FEED, executor.outputs)) == is_told
+
+
+def test_a_network_whose_quantised_kernels_cut_sums_off_is_compared_as_it_is_written() -> None:
+    b = Builder()
+    zero = b.store(0, np.uint8)
+    x = b.node("QuantizeLinear", b.node("Relu", b.input("N", 8, 4, 4)), b.store(1 / 512), zero)
+    x = b.node("DequantizeLinear", x, b.store(1 / 512), zero)  # most numbers are 255, and products add up beyond 16 bits
+    signs = np.where(np.arange(8)[:, None, None, None] % 2, 127, -127)
+    weight = b.node("DequantizeLinear", b.store(np.broadcast_to(signs, (8, 8, 1, 1)), np.int8), b.store(0.01))
+    y = b.node("Conv", x, weight)
+    y = b.node("QuantizeLinear", y, b.store(0.05), b.store(0, np.int8))
+    model = b.done(b.node("DequantizeLinear", y, b.store(0.05), b.store(0, np.int8)))
+    feed = {"x": np.ones((2, 8, 4, 4), np.float32)}
+    executor = Executor(model, Path())
+    assert not disagreement(executor, model, feed, executor.outputs)
