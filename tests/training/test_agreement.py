@@ -103,7 +103,7 @@ def test_a_network_whose_quantised_kernels_cut_sums_off_is_compared_as_it_is_wri
     b = Builder()
     zero = b.store(0, np.uint8)
     x = b.node("QuantizeLinear", b.node("Relu", b.input("N", 8, 4, 4)), b.store(1 / 512), zero)
-    x = b.node("DequantizeLinear", x, b.store(1 / 512), zero)  # most numbers are 255, and products add up beyond 16 bits
+    x = b.node("DequantizeLinear", x, b.store(1 / 512), zero)  # pairs of products need over 16 bits
     signs = np.where(np.arange(8)[:, None, None, None] % 2, 127, -127)
     weight = b.node("DequantizeLinear", b.store(np.broadcast_to(signs, (8, 8, 1, 1)), np.int8), b.store(0.01))
     y = b.node("Conv", x, weight)
