@@ -17,7 +17,15 @@ def policy() -> None:
     """Train policies that carry over from network to network, and look at them."""
 
 
-@policy.command(epilog="Example: onnxprune policy train a.onnx b.onnx --data images.npz -o my.safetensors")
+class _Named(click.Command):
+    """A command whose MODELS may stand behind `--models`, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Leave the word out: an option that takes several values is none that click knows."""
+        return super().parse_args(ctx, [word for word in args if word != "--models"])
+
+
+@policy.command(cls=_Named, epilog="Example: onnxprune policy train a.onnx b.onnx --data images.npz -o my.safetensors")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--data", multiple=True, required=True, help=f"Samples: {display.DATA_FORMS}. Once, or once for each of MODELS."
@@ -59,7 +67,7 @@ def train(
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Train one policy over all MODELS, to start `compress --search gnn_rl --policy FILE` from.
+    """Train one policy over all MODELS (or `--models A B`), to start `compress --search gnn_rl --policy FILE` from.
 
     The file is written after every round. What was interrupted goes on from there with --policy, under another name; or
     from the beginning, to the same result, with the --run that it had and --force.

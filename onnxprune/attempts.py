@@ -129,6 +129,7 @@ class Attempts:
             if not self.limits.wrong(latest):
                 break
             self.limits.move(latest)
+            self.limits.hold(self._problem(latest.align).lowest())
             other = self._other(latest.align)
             if other is None:
                 break

@@ -137,20 +137,19 @@ class Journal:
 
 
 def pareto(errors: npt.ArrayLike, costs: npt.ArrayLike) -> list[int]:
-    """Find the plans that none beats: no other costs and errs as little, and less in one of both.
+    """Find the plans that none beats: no other costs and errs as little, and less in one of these.
 
     Args:
         errors: (plans,).
-        costs: (plans,) what each costs.
+        costs: (plans, kinds) what each costs.
 
     Returns:
-        Their positions, cheapest first.
+        Their positions, cheapest first, by the first kind of cost.
     """
-    wrong, dear = np.asarray(errors, float), np.asarray(costs, float)
+    numbers = np.column_stack([np.asarray(costs, float), np.asarray(errors, float)])
     found = list[int]()
-    for position in np.lexsort((wrong, dear)):
-        last = found[-1] if found else position
-        same = wrong[position] == wrong[last] and dear[position] == dear[last]
-        if same or wrong[position] < wrong[last]:
+    for position in np.lexsort(numbers.T[::-1]):  # what beats a plan comes before it
+        least, own = numbers[found], numbers[position]
+        if not ((least <= own).all(axis=1) & (least < own).any(axis=1)).any():
             found.append(int(position))
     return found

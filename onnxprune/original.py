@@ -128,9 +128,10 @@ class Original:
         groups = len(layer.x)
         wanted = self.sampling.rows(layer.x.shape[1] * layer.weight.shape[-1]) / max(len(self.data), 1)
         names = [reader.y] if partner is None else [reader.y, partner]
-        for batch in self._walk.taps(names):
+        for number, batch in enumerate(self._walk.taps(names)):
             y = batch[reader.y]
-            places = how.places(y, max(1, round(wanted * self._batch)), rng)
+            samples = min(self._batch, len(self.data) - number * self._batch)  # the last batch may have fewer
+            places = how.places(y, max(1, round(wanted * samples)), rng)
             other = None  # a partner of one sample is added to all of them
             if partner is not None:
                 other = how.targets(np.broadcast_to(batch[partner], y.shape), places, groups)

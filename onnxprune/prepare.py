@@ -159,17 +159,21 @@ def predict(prepared: Prepared, progress: Progress) -> tuple[Prepared, dict[str,
     return replace(prepared, source=replace(prepared.source, settings=asked)), errors
 
 
+def most_to_calibrate(source: Source, original: Channels) -> int:
+    """Give the most samples that statistics and repair look at: fewer of a large model, unless it was said."""
+    if source.settings.calibration is not None:
+        return source.settings.calibration
+    macs = float(Costs(original).of([group.width for group in original.groups])["macs"][0])
+    return int(np.clip(CALIBRATION_MACS / max(macs, 1), *CALIBRATION))
+
+
 def _parts(source: Source, original: Channels, data: Data) -> Split:
     """Split the data, and make sure that every part of it will do, before any work is done.
 
     Raises:
         InputError: there are too few samples, or labels that are not among the classes.
     """
-    most = source.settings.calibration
-    if most is None:
-        macs = float(Costs(original).of([group.width for group in original.groups])["macs"][0])
-        most = int(np.clip(CALIBRATION_MACS / max(macs, 1), *CALIBRATION))
-    parts = split(data, seed=source.settings.seed, calibration=most)
+    parts = split(data, seed=source.settings.seed, calibration=most_to_calibrate(source, original))
     fixed = original.model.fixed_batch(data.inputs[0].name)
     if fixed is not None and len(parts.calibration) < fixed:
         raise InputError(

@@ -23,6 +23,7 @@ from onnxprune.weights import Floats, Ints
 Counts = npt.NDArray[np.int64]
 
 ROWS = 256  # plans that are looked at together
+BLOCKS = (1, 4, 8, 16)  # multiples of channels that kernels are fast for
 SLACK = 0.002  # of the original's cost: single steps are added until a target is as close as this
 CLOSE = 0.01  # of the original's cost: steps finer than asked for are added only where more than this is open
 
@@ -117,16 +118,30 @@ class Problem:
         self.fine: Counts | None = None
         if align.rest is not None:
             self.fine = np.asarray([step_of(g, align.rest) for g in channels.groups], np.int64)
-        alive = np.maximum(self.lossless.plan.counts, np.maximum(least, 1))
+        alive = np.minimum(np.maximum(self.lossless.plan.counts, np.maximum(least, 1)), self.widths)
         self.most: Counts = np.minimum(-(-alive // self.steps) * self.steps, self.widths)
         if self.meets(alive)[0] and not self.meets(self.most)[0]:
             self.most = alive  # to fill widths up, live channels would have to go
-        self.least: Counts = np.minimum(-(-least // self.steps) * self.steps, self.most)
+        self.least: Counts = self._at_least(least)
+        if self.is_predicted:
+            self.least = self._fastest([self._at_least(-(-least // block) * block) for block in BLOCKS])
         whole = costs.of(self.widths)
         if self.lossless.original is not channels:
             uncut = Costs(self.lossless.original).of([group.width for group in self.lossless.original.groups])
             whole = {**whole, **uncut}
         self.original: dict[str, float] = {name: float(values[0]) for name, values in whole.items()}
+
+    def _at_least(self, counts: Counts) -> Counts:
+        return np.asarray(np.minimum(-(-counts // self.steps) * self.steps, self.most))
+
+    def _fastest(self, plans: Sequence[Counts]) -> Counts:
+        """Give the first of some plans that meets the targets, or the one that misses them least.
+
+        Kernels can be slower for fewer channels, so that the smallest plan is not always the fastest.
+        """
+        found = self.costs.of(np.stack(plans))
+        over = np.max([found[t.metric] / max(t.limit, 1e-30) for t in self.targets], axis=0)
+        return plans[int(np.argmin(np.maximum(over, 1)))]
 
     def meets(self, counts: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Tell which of several plans (plans, groups) meet all targets."""
@@ -208,6 +223,8 @@ class Problem:
         wanted = self._wanted(shares, np.asarray([high]))[0]
         aligned = (wanted // self.steps * self.steps).astype(np.int64)
         counts = np.where(wanted >= self.most, self.most, np.maximum(aligned, self.least))
+        if not self.meets(counts)[0]:  # what is predicted can rise where widths fall
+            counts = self.least
         counts = self._fill(counts, wanted, self.steps, SLACK)
         if self.fine is not None:
             counts = self._fill(counts, wanted, self.fine, CLOSE)

@@ -218,8 +218,10 @@ class Run:
 
 
 def best_of(entries: Sequence[Entry], problem: Problem) -> dict[str, Any]:
-    """List the plans that no other beats, cheapest first, with what they cost."""
+    """List the plans that no other beats in error and in what has a target, cheapest first, with what they cost."""
     widths = problem.widths.tolist()
+    limited = list(dict.fromkeys(target.metric for target in problem.targets)) or [METRICS[0]]
+    listed = dict.fromkeys([*METRICS, *limited])
     sound = [
         (entry, entry.error)
         for entry in entries
@@ -233,15 +235,15 @@ def best_of(entries: Sequence[Entry], problem: Problem) -> dict[str, Any]:
     return {
         "format": PARETO_FORMAT,
         "groups": [group.name for group in problem.channels.groups],
-        "original": {name: problem.original[name] for name in METRICS},
+        "original": {name: problem.original[name] for name in listed},
         "plans": [
             {
                 "plan": sound[at][0].plan,
                 "counts": counts[at].tolist(),
                 "error": sound[at][1],
-                "costs": {name: float(costs[name][at]) for name in METRICS},
+                "costs": {name: float(costs[name][at]) for name in listed},
             }
-            for at in pareto([error for _, error in sound], costs["macs"])
+            for at in pareto([error for _, error in sound], np.column_stack([costs[name] for name in limited]))
         ],
     }
 

@@ -21,7 +21,7 @@ from onnxprune.finish import Finish
 from onnxprune.metrics import Costs
 from onnxprune.outputs import beside, write_results
 from onnxprune.plan import Plan, file_sha256
-from onnxprune.prepare import Source, prepare
+from onnxprune.prepare import Source, most_to_calibrate, prepare
 from onnxprune.problem import FINE, Align, Problem
 from onnxprune.progress import Clock, Progress
 from onnxprune.records import Place, is_finished
@@ -222,7 +222,9 @@ def in_steps(source: Source, out: Path, place: Place, progress: Progress, compre
         progress: told what is going on.
         compress: compresses one file in one step.
     """
-    whole, settings = Stepwise(source, out, progress), source.settings
+    whole = Stepwise(source, out, progress)
+    # a model that was cut would get more samples to calibrate with, and take them from those that epochs are chosen by
+    settings = replace(source.settings, calibration=most_to_calibrate(source, whole.prepared.original))
     limit = None if settings.time_limit is None else settings.time_limit / settings.steps
     with Run(whole.prepared, out, place) as run:
         run.begin()

@@ -24,6 +24,7 @@ from onnxprune import (
     dropping,
     finish,
     judging,
+    prepare,
     runtime,
     stepwise,
 )
@@ -586,6 +587,20 @@ def test_a_deep_cut_in_steps_is_one_plan_of_the_original(folder: Path, monkeypat
     assert sorted(file.name for file in folder.iterdir()) == [
         *("cut.onnx", "data.npz", "model.onnx", "small.onnx", "small.plan.json", "small.report.json"),
     ]
+
+
+def test_all_steps_calibrate_with_the_samples_of_the_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(convs(), images(1200), labels=False)
+    monkeypatch.setattr("onnxprune.prepare.CALIBRATION", (20, 1000))
+    macs = onnxprune.inspect("model.onnx").costs["macs"]
+    monkeypatch.setattr("onnxprune.prepare.CALIBRATION_MACS", 200 * macs)
+    parts, real = list[Any](), prepare._parts
+    monkeypatch.setattr(prepare, "_parts", lambda *given: parts.append(real(*given)) or parts[-1])
+    asked = CompressSettings({"macs": "0.4"}, finetune_epochs=1, steps=2, verify="none", search="uniform")
+    onnxprune.compress("model.onnx", "small.onnx", asked, data="data.npz")
+    assert len(parts) == 3  # the whole, and each step
+    assert all(found.indices == parts[0].indices for found in parts)
+    assert len(parts[0].calibration) == 200
 
 
 def test_each_step_takes_the_same_part_of_what_is_there() -> None:

@@ -245,17 +245,20 @@ def test_a_run_that_is_interrupted_anywhere_asks_sees_and_leaves_the_same(data: 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
-def test_the_plans_that_none_beats_are_those_of_a_look_at_all_pairs(plans: list[tuple[int, int]]) -> None:
-    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
-        return one != other and one[0] <= other[0] and one[1] <= other[1]
+@given(st.integers(1, 3), st.data())
+def test_the_plans_that_none_beats_are_those_of_a_look_at_all_pairs(kinds: int, data: st.DataObject) -> None:
+    plans = data.draw(st.lists(st.tuples(*[st.integers(0, 5)] * (1 + kinds)), max_size=12))
 
-    found = pareto([error for error, _ in plans], [cost for _, cost in plans])
+    def beats(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+    costs = np.asarray([plan[1:] for plan in plans], float).reshape(len(plans), kinds)
+    found = pareto([plan[0] for plan in plans], costs)
     expected = {at for at, plan in enumerate(plans) if not any(beats(other, plan) for other in plans)}
     assert set(found) == expected
     assert len(found) == len(expected)
-    costs = [plans[at][1] for at in found]
-    assert costs == sorted(costs)
+    cheapest = [plans[at][1] for at in found]
+    assert cheapest == sorted(cheapest)
 
 
 # ---- what JSON holds

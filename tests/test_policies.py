@@ -164,11 +164,11 @@ def believed(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
 
 def test_a_policy_that_knows_a_network_is_followed_and_needs_few_plans(folder: Path, believed: list[Array]) -> None:
     problem, best = hard(1)
-    with seeded(1) as generator:
+    with seeded(2) as generator:
         agent, how = fresh(), Learning()
         episodes = Episodes(problem, descend(problem), gnn_rl.LENGTH)
         learner = Learner(agent, episodes, how, generator, optimizer_of(agent, how))
-        for _ in range(6):
+        for _ in range(14):
             learner.practise(8)
             for _ in range(5):
                 learner.think(8)
@@ -488,6 +488,21 @@ def test_what_makes_no_sense_is_refused_before_any_work(folder: Path, given: dic
     with pytest.raises(InputError, match=text):
         train_policy(asked.pop("models"), asked.pop("out"), asked.pop("settings"), **asked)
     assert not Path("p.safetensors").exists()
+
+
+def test_networks_are_named_with_and_without_an_option(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[Any]()
+
+    def hear(models: Any, *_: Any, **__: Any) -> None:
+        given.append([path.name for path in models])
+        raise InputError("heard")
+
+    monkeypatch.setattr(policies, "train_policy", hear)
+    rest = ("--data", "x.npy", "-o", "p.safetensors")
+    for words in (("a", "b", "c"), ("--models", "a", "b", "c"), ("--models", "a", "--models", "b", "c")):
+        assert run("policy", "train", *words, *rest).code == 2
+    assert given == [["a", "b", "c"]] * 3
+    assert "MODELS" in run("policy", "train", *rest).errors[0]
 
 
 def test_the_commands_train_and_show(folder: Path) -> None:

@@ -241,6 +241,24 @@ def test_a_plan_without_a_whole_branch_is_admitted() -> None:
     assert not problem.admits(np.asarray([[plan[0], 0, 1]]))[0]
 
 
+def slow_for_parts_of_blocks(counts: np.ndarray) -> np.ndarray:
+    """Microseconds on a machine whose kernels take twice as long where a block of four channels is not full."""
+    return (np.ceil(np.atleast_2d(counts) / 4) * np.where(np.atleast_2d(counts) % 4, 2.0, 1.0)).sum(axis=1)
+
+
+@pytest.mark.parametrize(("align", "limit"), [(FINE, 3.0), (Align(3), 15.0)])
+def test_a_time_is_reached_by_widths_that_are_fast_where_others_are_not(align: Align, limit: float) -> None:
+    channels = problem_of("convs").channels  # of 16, 24 and 32
+    costs = Costs(channels)
+    costs.predicted["latency_us"] = slow_for_parts_of_blocks
+    worth = importance(Evidence(channels), "l2")
+    problem = Problem(channels, costs, [Target("latency_us", limit, "t")], worth, align)
+    problem.check_reachable()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        assert problem.meets(problem.fit(rng.uniform(0.1, 1, len(problem.widths))))[0]
+
+
 def test_a_plan_that_meets_one_target_but_not_the_other_does_not_meet_both() -> None:
     problem = with_targets(problem_of("wide_convs", Align(1)), macs=0.5, params=0.9)
     narrow_front, narrow_back = [8, 8, 96, 96, 128], [64, 64, 96, 96, 20]

@@ -384,6 +384,15 @@ def test_the_cut_model_stays_as_it_was() -> None:
     assert smaller.SerializeToString() == before
 
 
+def test_every_sample_counts_alike_in_a_batch_that_is_not_full() -> None:
+    channels = channels_of(residual_net())
+    original = Original(channels, data_of(channels, 2 * 128 + 3), Sampling(least=2000, most=2000))
+    sizes = [len(feed[channels.model.proto.graph.input[0].name]) for feed in original.feeds()]
+    assert sizes == [128, 128, 3]
+    rows = [target.y.shape[1] for target in original.targets(original.readers[0])]
+    assert rows == [8 * size for size in sizes]
+
+
 def test_a_second_repair_from_held_targets_is_that_of_the_first() -> None:
     channels = channels_of(residual_net())
     original = Original(channels, data_of(channels), Sampling(10, 200, 400))

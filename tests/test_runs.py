@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -677,6 +678,27 @@ def test_the_best_plans_of_all_runs_are_listed_with_what_they_cost(finished: Pat
         entry = judged[plan["plan"]]
         assert (plan["counts"], plan["error"]) == (list(entry.counts), entry.error)
         assert plan["costs"]["macs"] == macs(entry.counts)
+
+
+def test_the_best_plans_are_those_that_none_beats_in_what_has_a_target() -> None:
+    rows = {"a": (8, 3, 0.1), "b": (4, 6, 0.1), "c": (4, 9, 0.2)}  # macs, params, error
+    costs = {name: np.asarray([row[at] for row in rows.values()]) for at, name in enumerate(("macs", "params"))}
+    others = {name: np.zeros(len(rows)) for name in ("file_bytes", "activation_bytes")}
+
+    def best(*metrics: str) -> set[str]:
+        problem: Any = SimpleNamespace(
+            widths=np.asarray([9]),
+            targets=[SimpleNamespace(metric=metric) for metric in metrics],
+            costs=SimpleNamespace(of=lambda _: {**costs, **others}),
+            channels=SimpleNamespace(groups=[]),
+            original={**costs, **others},
+        )
+        entries = [Entry(name, "quick", row[-1], (9,), 1.0) for name, row in rows.items()]
+        return {plan["plan"] for plan in runs.best_of(entries, problem)["plans"]}
+
+    assert best() == best("macs") == {"b"}
+    assert best("params") == {"a"}
+    assert best("params", "macs") == {"a", "b"}
 
 
 def test_workers_are_asked_for_as_many_plans_as_there_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

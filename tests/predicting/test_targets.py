@@ -126,6 +126,15 @@ def test_a_search_that_learns_from_what_is_known_is_done_again_with_a_quarter_of
     assert known[1] > known[0] == 0
 
 
+def test_a_limit_that_moves_below_the_fastest_plan_stops_there(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts.Attempts, "_try_macs", lambda self: None)
+    machine.predicted = lambda share: 0.6 + 0.4 * share
+    machine.real = lambda share: 1.15 * (0.6 + 0.4 * share)
+    assert time_share(compress("0.69")) < 0.73
+
+
 def test_a_plan_that_takes_longer_than_asked_is_taken_only_where_no_other_is_left(machine: Machine) -> None:
     machine.real = lambda share: 0.8 if share > 0.35 else 0.2
     assert time_share(compress("0.5")) == 0.2
