@@ -9,7 +9,12 @@ import click
 
 from . import display
 
-FORMATS = {"samples": "{}", "kl": "{:.4g} nats", "distance": "{:.4g} (0 is the same, 1 as bad as a constant answer)"}
+FORMATS = {
+    "samples": "{}",
+    "kl": "{:.4g} nats",
+    "distance": "{:.4g} (0 is the same, 1 as bad as a constant answer)",
+    "others": "{:.4g} (the square of the distance, of outputs that are no classes)",
+}
 """How scores are shown that are no shares."""
 
 
@@ -33,7 +38,7 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Judge MODEL on samples: top-1 and top-5 with labels; agreement, KL divergence and distance with a --reference."""
-    from onnxprune import pipeline
+    from onnxprune import pipeline, reporting
 
     display.check_json(json_file)
     progress = display.Shown(quiet)
@@ -49,7 +54,8 @@ def evaluate(
         )
     finally:
         progress.close()
-    display.write_result(json_file, {"format": "onnxprune.evaluate/1", "model": model.name, **asdict(scores)})
+    told = {"format": "onnxprune.evaluate/1", "model": model.name, **asdict(scores)}
+    display.write_result(json_file, reporting.plain(told))
     if not quiet:
         for name, value in asdict(scores).items():
             if value is not None:

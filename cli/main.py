@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import traceback
 
@@ -53,6 +54,9 @@ def onnxprune() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what no text does
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -148,7 +148,35 @@ def read_file(path: Path) -> ModelProto:
     if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives what is no UTF-8 as bytes
         raise InputError(f"{path} holds names that are no text; it is damaged, export or download it again")
     sort_nodes(model.graph)
+    for tensor in _inner_tensors(model):
+        if is_external(tensor):
+            take_inside(tensor, path.parent)
     return model
+
+
+def take_inside(tensor: TensorProto, folder: Path) -> None:
+    """Store in a tensor what lies in a file of its own.
+
+    Raises:
+        InputError: it is missing, too short, or outside `folder`.
+    """
+    tensor.CopyFrom(numpy_helper.from_array(np.array(read(tensor, folder)), tensor.name))
+
+
+def _inner_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Give the tensors that nodes hold, and those of bodies and functions: only initializers may stay outside."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            yield from _tensors_of(node)
+
+
+def _tensors_of(node: NodeProto) -> Iterator[TensorProto]:
+    for attribute in node.attribute:
+        yield from (attribute.t, *attribute.tensors)
+        for body in (attribute.g, *attribute.graphs):
+            yield from body.initializer
+            for inner in body.node:
+                yield from _tensors_of(inner)
 
 
 def _names(model: ModelProto) -> Iterator[str]:
@@ -315,7 +343,7 @@ def write_external(
         for name, given in tensors:
             entry = proto.graph.initializer.add()
             if isinstance(given, TensorProto):
-                large = sizes.is_weight(given)
+                large = sizes.is_weight(given) and given.data_type != TensorProto.STRING  # text has no raw bytes
                 copy_fields(given, entry, skip=DATA_FIELDS if large else [])
             else:
                 large = given.size > sizes.SMALL

@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.errors import InputError
 from onnxprune.files import read_json
 
-UNKNOWN = ("do_flip_channel_order", "rescale_offset", "do_pad", "do_grayscale", "crop_pct")
+UNKNOWN = ("include_top", "do_flip_channel_order", "rescale_offset", "do_pad", "do_grayscale", "crop_pct")
 """What changes pixels in such a file and is not done here."""
 
 KNOWN = {
@@ -89,7 +89,7 @@ def read_preprocess(text: str) -> Preprocess | None:
     if not np.isfinite([scale, *mean, *std]).all() or 0 in std:
         raise InputError(f"{path}: rescale_factor, image_mean and image_std must be finite, image_std not 0")
     for key in UNKNOWN:
-        if content.get(key):
+        if content.get(key, key == "include_top" and _is_efficientnet(content)):
             raise InputError(
                 f"{path}: {key} is not known here; give samples that are ready as they are, in an .npy file"
             )
@@ -107,6 +107,12 @@ def read_preprocess(text: str) -> Preprocess | None:
         _crop_size(path, content.get("crop_size")) if does_crop else None,
         BICUBIC if resample is None else resample,
     )
+
+
+def _is_efficientnet(content: Any) -> bool:
+    """Tell whether a configuration is of the class that divides by image_std twice unless `include_top` is false."""
+    names = (content.get("image_processor_type"), content.get("feature_extractor_type"))
+    return any(str(name).startswith("EfficientNet") for name in names)
 
 
 def _scaling(content: Any) -> tuple[float, tuple[float, ...], tuple[float, ...]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from onnxprune import model as models
 from onnxprune import runtime
@@ -31,7 +31,7 @@ from onnxprune.summary import summarise, where_time_is
 from onnxprune.surgery import cut
 from onnxprune.targets import parse_target
 from onnxprune.verify import verify, verify_repaired
-from onnxprune.weights import NOT_WEIGHTS, is_external, read
+from onnxprune.weights import NOT_WEIGHTS, is_external
 
 Compress = Callable[[Source, Path, Place, Progress], Report]
 """Compresses a file in one step: what is given, the file to write, the place of its folder, who is told."""
@@ -191,7 +191,7 @@ def _inside(model: ModelProto, folder: Path) -> ModelProto:
     """Take what lies beside a file into the model."""
     for tensor in model.graph.initializer:
         if is_external(tensor):
-            tensor.CopyFrom(numpy_helper.from_array(np.array(read(tensor, folder)), tensor.name))
+            models.take_inside(tensor, folder)
     return model
 
 

@@ -80,17 +80,23 @@ def read(tensor: TensorProto, folder: Path) -> Array:
         with path.open("rb") as file:
             file.seek(offset)
             packed.raw_data = file.read(-1 if length is None else length)
+        if len(packed.raw_data) < byte_size(packed):
+            raise InputError(_too_short(tensor, path, byte_size(packed), offset))
         return numpy_helper.to_array(packed)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if wanted == 0:
         return np.zeros(shape, dtype)
     if offset < 0 or path.stat().st_size < offset + wanted or (length is not None and length < wanted):
-        raise InputError(
-            f"external data file {path.name!r} is too short for tensor {tensor.name!r} "
-            f"({wanted} bytes at offset {offset}); copy the file again"
-        )
+        raise InputError(_too_short(tensor, path, wanted, offset))
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+
+
+def _too_short(tensor: TensorProto, path: Path, wanted: int, offset: int) -> str:
+    return (
+        f"external data file {path.name!r} is too short for tensor {tensor.name!r} "
+        f"({wanted} bytes at offset {offset}); copy the file again"
+    )
 
 
 def byte_size(tensor: TensorProto) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from onnxprune import models as zoo
 from onnxprune import pipeline
 from onnxprune.cli import main as program
 from onnxprune.errors import VerifyError
+from onnxprune.evaluation import Scores
 
 FIXED = ("--align", 4)  # widths that no measured time has a say in
 
@@ -599,6 +601,27 @@ def test_evaluate_measures_agreement_with_a_reference(labelled: Path) -> None:
     out = passed("evaluate", "model.onnx", "--data", "x.npy", "--reference", "model.onnx").out
     assert "agreement: 100.00%" in out
     assert "top1" not in out
+
+
+def test_evaluate_tells_distances_as_numbers_and_writes_no_infinity(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Scores(samples=3, kl=math.inf, distance=0.5, others=0.25, agreement=1.0)
+    monkeypatch.setattr("onnxprune.pipeline.evaluate", lambda *_, **__: found)
+    out = passed("evaluate", "model.onnx", "--data", "x.npy", "--json", "scores.json").out
+    assert "others: 0.25 (" in out
+    assert "%" not in out.replace("agreement: 100.00%", "")
+    assert read("scores.json")["kl"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_a_file_name_that_is_no_utf_8_is_shown_where_only_utf_8_can_be(folder: Path) -> None:
+    name = os.fsdecode(b"bad\xff.onnx")
+    Path("model.onnx").rename(name)
+    words = [sys.executable, "-c", "from onnxprune.cli.main import main; main()", "inspect", name]
+    done = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"bad\\udcff.onnx" in done.stdout
 
 
 def test_evaluate_without_labels_asks_for_a_reference(labelled: Path) -> None:

@@ -157,6 +157,81 @@ def test_external_weights_make_the_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(numpy_helper.to_array(ours), numpy_helper.to_array(theirs))
 
 
+def with_body(proto: ModelProto) -> ModelProto:
+    """Put an If behind a network, whose bodies hold weights of their own."""
+    result = proto.graph.output[0].name
+    shape = [dim.dim_value or dim.dim_param for dim in proto.graph.output[0].type.tensor_type.shape.dim]
+
+    def body(name: str, factor: float) -> onnx.GraphProto:
+        stored = numpy_helper.from_array(np.full(400, factor, np.float32), f"{name}_stored")
+        first = numpy_helper.from_array(np.zeros(1, np.int64), f"{name}_first")
+        nodes = [
+            helper.make_node("Gather", [stored.name, first.name], [f"{name}_factor"]),
+            helper.make_node("Mul", [result, f"{name}_factor"], [f"{name}_y"]),
+        ]
+        out = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, shape)
+        return helper.make_graph(nodes, name, [], [out], [stored, first])
+
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(-100), "low"))
+    proto.graph.node.append(helper.make_node("ReduceMax", [result], ["top"], keepdims=0))
+    proto.graph.node.append(helper.make_node("Greater", ["top", "low"], ["condition"]))
+    bodies = {"then_branch": body("yes", 2.0), "else_branch": body("no", 3.0)}
+    proto.graph.node.append(helper.make_node("If", ["condition"], ["chosen"], **bodies))
+    proto.graph.output[0].name = "chosen"
+    return proto
+
+
+def with_constants(proto: ModelProto) -> ModelProto:
+    """Let Constant nodes hold the weights of a network."""
+    held = list(proto.graph.initializer)
+    del proto.graph.initializer[:]
+    for tensor in reversed(held):
+        proto.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    return proto
+
+
+@pytest.mark.parametrize("change", [with_body, with_constants])
+def test_weights_outside_the_file_that_nodes_hold_are_taken_inside(
+    change: Callable[[ModelProto], ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path)
+    expected = change(nets.residual())
+    saved(
+        change(nets.residual()),
+        tmp_path / "source" / "net.onnx",
+        save_as_external_data=True,
+        convert_attribute=True,
+        size_threshold=0,
+        location="net.weights",
+    )
+    found = channels.find_channels(load(Path("source", "net.onnx")))
+    model.save(surgery.cut(found, whole(found), runtime.evaluate), Path("new", "net.onnx"), Path("source"))
+    feed = oracle.random_feeds(expected, {"x": (1, 3, 6, 6)}, 0)[0]
+    result = runtime.Session(Path("new", "net.onnx")).run(feed)[0]
+    assert oracle.distance(oracle.run_model(expected, feed)[0], result) < oracle.TOLERANCE
+    proto = onnx.load("source/net.onnx", load_external_data=False)
+    proto.ir_version = 8
+    Path("elsewhere.onnx").write_bytes(proto.SerializeToString())
+    assert "external data file 'net.weights'" in refusal(Path("elsewhere.onnx"))
+
+
+def test_long_text_stays_inside_the_file(tmp_path: Path) -> None:
+    words = helper.make_tensor("words", TensorProto.STRING, [5000], [b"word"] * 5000)
+    model.write_external(ModelProto(), [("words", words)], tmp_path / "net.onnx", tmp_path)
+    (found,) = onnx.load(tmp_path / "net.onnx", load_external_data=False).graph.initializer
+    assert list(found.string_data) == [b"word"] * 5000
+
+
+def test_packed_numbers_that_are_too_few_are_refused(tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=[100], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="few.bin")
+    (tmp_path / "few.bin").write_bytes(bytes(20))
+    with pytest.raises(InputError, match="too short for tensor 'w'"):
+        model.read(tensor, tmp_path)
+
+
 def test_a_cut_of_a_model_with_external_weights_is_the_cut_of_the_model(tmp_path: Path) -> None:
     path = external(nets.residual(), tmp_path / "net.onnx")
     found = channels.find_channels(load(path))

@@ -88,6 +88,8 @@ def test_images_are_resampled_as_the_code_says_and_bicubic_without_one(tmp_path:
         ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, '"do_resize": false'),
         ({"size": 224, "crop_pct": 0.875}, "crop_pct is not known here"),
         ({"do_flip_channel_order": True}, "do_flip_channel_order is not known here"),
+        ({"size": 224, "include_top": True}, "include_top is not known here"),
+        ({"size": 224, "image_processor_type": "EfficientNetImageProcessor"}, "include_top is not known here"),
         ({"size": 0}, "size 0"),
         ({"size": 224.5}, "size 224.5"),
         ({"size": True}, "size True"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +19,18 @@ def _device() -> Iterator[tuple[Any, Any] | None]:
         yield None
         return
     try:
-        yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
-    except pynvml.NVMLError:
-        yield None
+        device = _asked(pynvml, pynvml.nvmlDeviceGetHandleByIndex, 0)
+        yield None if device is None else (pynvml, device)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _asked(library: Any, question: Callable[..., Any], *about: Any) -> Any:
+    """Ask the driver; None where it does not know, as of a part of a GPU or in a virtual machine."""
+    try:
+        return question(*about)
+    except library.NVMLError:
+        return None
 
 
 def held() -> int | None:
@@ -32,7 +39,9 @@ def held() -> int | None:
         if found is None:
             return None
         library, device = found
-        processes = library.nvmlDeviceGetComputeRunningProcesses(device)
+        processes = _asked(library, library.nvmlDeviceGetComputeRunningProcesses, device)
+    if processes is None:
+        return None
     return next((p.usedGpuMemory for p in processes if p.pid == os.getpid()), 0)
 
 
@@ -42,8 +51,9 @@ def described() -> dict[str, Any]:
         if found is None:
             return {}
         library, device = found
-        return {
-            "gpu": library.nvmlDeviceGetName(device),
-            "driver": library.nvmlSystemGetDriverVersion(),
-            "gpu_mhz": library.nvmlDeviceGetClockInfo(device, library.NVML_CLOCK_SM),
+        told = {
+            "gpu": _asked(library, library.nvmlDeviceGetName, device),
+            "driver": _asked(library, library.nvmlSystemGetDriverVersion),
+            "gpu_mhz": _asked(library, library.nvmlDeviceGetClockInfo, device, library.NVML_CLOCK_SM),
         }
+    return {name: value for name, value in told.items() if value is not None}

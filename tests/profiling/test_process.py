@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -257,6 +257,21 @@ def test_memory_on_a_gpu_is_that_of_this_process_alone(monkeypatch: pytest.Monke
     assert gpu.held() == 0
     assert len(ends) == 2
     assert machine.described()["gpu"] == "Made-up GPU"
+
+
+def test_what_a_driver_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> NoReturn:
+        raise RuntimeError("Not Supported")
+
+    ends: list[str] = []
+    made = driver(ends, [])
+    made.nvmlDeviceGetClockInfo = made.nvmlDeviceGetComputeRunningProcesses = unknown
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    assert gpu.held() is None
+    assert gpu.described() == {"gpu": "Made-up GPU", "driver": "1.2"}
+    made.nvmlDeviceGetHandleByIndex = unknown
+    assert gpu.described() == {}
+    assert len(ends) == 3
 
 
 @pytest.mark.parametrize(("place", "expected"), [("cuda", None), ("cpu", 0)])
