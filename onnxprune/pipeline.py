@@ -168,6 +168,7 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
         if dry_run:
             report = summarise(prepared, attempts.best, None, clock)
             _note_search(report, attempts)
+            _note_planned(report, attempts, source.settings)
         else:
             report, result = _proven(prepared, finish, attempts, run, out, clock)
             with clock.stage("write"):
@@ -280,6 +281,14 @@ def _note_search(report: Report, attempts: Attempts) -> None:
         report.notes.append(
             "an earlier run in this folder found the plan; this search came to none that answers better"
         )
+
+
+def _note_planned(report: Report, attempts: Attempts, settings: CompressSettings) -> None:
+    """Tell limits as they were asked for, which move in the course of a search, and what a plan leaves out."""
+    for metric, share in attempts.limits.asked.items():
+        report.target[metric]["limit"] = share * attempts.best.problem.original[metric]
+    if settings.steps > 1:
+        report.notes.append("this plan cuts all at once: --steps trains in between, which a dry run does not")
 
 
 def _note_measured(report: Report, attempts: Attempts, prepared: Prepared) -> None:

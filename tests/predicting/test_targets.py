@@ -126,6 +126,13 @@ def test_a_search_that_learns_from_what_is_known_is_done_again_with_a_quarter_of
     assert known[1] > known[0] == 0
 
 
+def test_a_dry_run_tells_the_limit_that_was_asked_for(machine: Machine) -> None:
+    machine.real = lambda share: (0.1 + 0.9 * share) ** 0.7
+    asked = CompressSettings({LATENCY: "0.4"}, search="random", budget=5)
+    report = onnxprune.compress("model.onnx", "small.onnx", asked, data="data.npz", dry_run=True)
+    assert report.target[LATENCY]["limit"] == pytest.approx(0.4 * 1000 * ORIGINAL, rel=0.1)
+
+
 def test_a_limit_that_moves_below_the_fastest_plan_stops_there(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
