@@ -54,9 +54,10 @@ def evaluate(
         )
     finally:
         progress.close()
-    told = {"format": "onnxprune.evaluate/1", "model": model.name, **asdict(scores)}
-    display.write_result(json_file, reporting.plain(told))
+    found = asdict(scores)
+    told = {"format": "onnxprune.evaluate/1", "model": model.name, **reporting.plain(found)}
+    display.write_result(json_file, told)
     if not quiet:
-        for name, value in asdict(scores).items():
+        for name, value in found.items():
             if value is not None:
                 click.echo(f"{name}: {FORMATS.get(name, '{:.2%}').format(value)}")

@@ -22,7 +22,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune import shapes as sizes
 from onnxprune.dequantizing import Dequantized, find_dequantized
 from onnxprune.errors import InputError
-from onnxprune.nodes import sort_nodes
+from onnxprune.nodes import every_body, every_node, sort_nodes
 from onnxprune.shapes import Run, Shape
 from onnxprune.weights import PACKED_TYPES, Array, byte_size, external_place, is_external, read
 
@@ -165,18 +165,12 @@ def take_inside(tensor: TensorProto, folder: Path) -> None:
 
 def _inner_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Give the tensors that nodes hold, and those of bodies and functions: only initializers may stay outside."""
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in nodes:
-            yield from _tensors_of(node)
-
-
-def _tensors_of(node: NodeProto) -> Iterator[TensorProto]:
-    for attribute in node.attribute:
-        yield from (attribute.t, *attribute.tensors)
-        for body in (attribute.g, *attribute.graphs):
+    for graph in (model.graph, *model.functions):
+        for node in every_node(graph):
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+        for body in every_body(graph):
             yield from body.initializer
-            for inner in body.node:
-                yield from _tensors_of(inner)
 
 
 def _names(model: ModelProto) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from onnx import GraphProto, NodeProto, helper
+from onnx import FunctionProto, GraphProto, NodeProto, helper
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -22,16 +22,16 @@ def has_body(node: NodeProto) -> bool:
     return next(bodies(node), None) is not None
 
 
-def every_node(graph: GraphProto) -> Iterator[NodeProto]:
-    """Give the nodes of a graph and of the bodies inside it."""
+def every_node(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """Give the nodes of a graph or function and of the bodies inside it."""
     for node in graph.node:
         yield node
         for body in bodies(node):
             yield from every_node(body)
 
 
-def every_body(graph: GraphProto) -> Iterator[GraphProto]:
-    """Give the bodies inside a graph, and those inside them."""
+def every_body(graph: GraphProto | FunctionProto) -> Iterator[GraphProto]:
+    """Give the bodies inside a graph or function, and those inside them."""
     for node in every_node(graph):
         yield from bodies(node)
 

@@ -23,7 +23,7 @@ from onnxprune.weights import Floats, Ints
 Counts = npt.NDArray[np.int64]
 
 ROWS = 256  # plans that are looked at together
-BLOCKS = (1, 4, 8, 16)  # multiples of channels that kernels are fast for
+FULL = (4, 8, 16)  # multiples of channels that kernels may be faster for
 SLACK = 0.002  # of the original's cost: single steps are added until a target is as close as this
 CLOSE = 0.01  # of the original's cost: steps finer than asked for are added only where more than this is open
 
@@ -124,7 +124,7 @@ class Problem:
             self.most = alive  # to fill widths up, live channels would have to go
         self.least: Counts = self._at_least(least)
         if self.is_predicted:
-            self.least = self._fastest([self._at_least(-(-least // block) * block) for block in BLOCKS])
+            self.least = self._fastest([self.least, *(self._at_least(-(-least // full) * full) for full in FULL)])
         whole = costs.of(self.widths)
         if self.lossless.original is not channels:
             uncut = Costs(self.lossless.original).of([group.width for group in self.lossless.original.groups])

@@ -220,7 +220,7 @@ class Run:
 def best_of(entries: Sequence[Entry], problem: Problem) -> dict[str, Any]:
     """List the plans that no other beats in error and in what has a target, cheapest first, with what they cost."""
     widths = problem.widths.tolist()
-    limited = list(dict.fromkeys(target.metric for target in problem.targets)) or [METRICS[0]]
+    limited = [target.metric for target in problem.targets] or [METRICS[0]]
     listed = dict.fromkeys([*METRICS, *limited])
     sound = [
         (entry, entry.error)

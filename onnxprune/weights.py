@@ -75,28 +75,23 @@ def read(tensor: TensorProto, folder: Path) -> Array:
             ) from error
     path, offset, length = external_place(tensor, folder)
     shape = tuple(tensor.dims)
-    if tensor.data_type in PACKED_TYPES:
-        packed = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        with path.open("rb") as file:
-            file.seek(offset)
-            packed.raw_data = file.read(-1 if length is None else length)
-        if len(packed.raw_data) < byte_size(packed):
-            raise InputError(_too_short(tensor, path, byte_size(packed), offset))
-        return numpy_helper.to_array(packed)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    is_packed = tensor.data_type in PACKED_TYPES
+    wanted = byte_size(tensor) if is_packed else int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if wanted == 0:
         return np.zeros(shape, dtype)
     if offset < 0 or path.stat().st_size < offset + wanted or (length is not None and length < wanted):
-        raise InputError(_too_short(tensor, path, wanted, offset))
+        raise InputError(
+            f"external data file {path.name!r} is too short for tensor {tensor.name!r} "
+            f"({wanted} bytes at offset {offset}); copy the file again"
+        )
+    if is_packed:
+        packed = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        with path.open("rb") as file:
+            file.seek(offset)
+            packed.raw_data = file.read(wanted)
+        return numpy_helper.to_array(packed)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
-
-
-def _too_short(tensor: TensorProto, path: Path, wanted: int, offset: int) -> str:
-    return (
-        f"external data file {path.name!r} is too short for tensor {tensor.name!r} "
-        f"({wanted} bytes at offset {offset}); copy the file again"
-    )
 
 
 def byte_size(tensor: TensorProto) -> int:

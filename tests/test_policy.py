@@ -436,9 +436,11 @@ def test_to_think_judges_nothing_and_brings_an_agent_to_what_it_knows() -> None:
     assert after > before + 0.7 * (possible - before)
 
 
-@pytest.mark.parametrize(("has_own", "seeds", "share"), [(True, (1, 2), 0.5), (False, (4, 5, 8), 0.3)])
+@pytest.mark.parametrize(
+    ("has_own", "seeds", "share", "of_all"), [(True, (1, 2), 0.5, np.min), (False, (4, 5, 8), 0.4, np.mean)]
+)
 def test_an_agent_solves_what_an_agent_without_gradients_does_not(
-    has_own: bool, seeds: Sequence[int], share: float
+    has_own: bool, seeds: Sequence[int], share: float, of_all: Callable[[list[float]], float]
 ) -> None:
     """What matters is drawn for each group alone here, so the weights that look at the graph can tell less of it."""
     gained = {rate: list[float]() for rate in (Learning().rate, 0.0)}
@@ -447,8 +449,8 @@ def test_an_agent_solves_what_an_agent_without_gradients_does_not(
         assert best > 0.1
         for rate, found in gained.items():
             found.append(played(problem, seed, rate, has_own) / best)
-    with_gradients, without = (np.mean(found) for found in gained.values())
-    assert with_gradients > share > 2 * without
+    assert of_all(gained[Learning().rate]) > share
+    assert max(gained[0.0]) < 0.3
 
 
 def test_a_plan_that_an_agent_comes_to_again_is_learnt_from_once() -> None:
