@@ -72,7 +72,7 @@ class Draft:
             sizes_only = index in self.model.size_nodes or index in self.channels.aliases.nodes or not node.inputs
             read = any(tensor.outputs or tensor.name in self.outputs for tensor in node.outputs)
             was_read = any(tensor.outputs for tensor in self.model.graph.nodes[index].outputs)
-            if sizes_only and was_read and not read:
+            if sizes_only and not read and (was_read or not node.outputs):
                 node.inputs.clear()
                 gone.add(id(node))
         if gone:
@@ -98,7 +98,7 @@ class Draft:
         for value in original.graph.input:  # older files list their initializers as inputs too
             if value.name not in unread:
                 result.graph.input.append(value)
-                if value.name in self.replaced:
+                if value.name in self.replaced and value.type.tensor_type.HasField("shape"):
                     dims = result.graph.input[-1].type.tensor_type.shape.dim
                     for dim, size in zip(dims, self.replaced[value.name].shape, strict=True):
                         dim.dim_value = size

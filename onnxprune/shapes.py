@@ -73,6 +73,12 @@ def is_weight(tensor: TensorProto) -> bool:
     return is_external(tensor) or numbers(tensor.dims) > SMALL
 
 
+def may_be_sizes(tensor: TensorProto) -> bool:
+    """Tell whether a tensor may hold sizes, positions or scales of axes, wherever its numbers lie."""
+    is_whole = tensor.data_type in (TensorProto.INT32, TensorProto.INT64)
+    return numbers(tensor.dims) <= (SMALL if is_whole else FEW)
+
+
 def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     """List the graph inputs that the user feeds: older files list their initializers as inputs too."""
     stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}

@@ -17,6 +17,7 @@ from onnxprune import shapes as sizes
 from onnxprune.channels import Channels
 from onnxprune.depth import Depth
 from onnxprune.draft import Draft
+from onnxprune.errors import InputError
 from onnxprune.ops import rule_for
 from onnxprune.ops.layout import reshape_target
 from onnxprune.ops.rule import Axes, Mask, Resize
@@ -60,7 +61,14 @@ class _Cut(Draft):
                 planned[key] = tuple(self._size(axes, axis) for axis in range(len(axes)))
         for name, root in self.channels.aliases.root.items():
             planned[name] = planned[root]
-        return sizes.compute_sizes(self.model.proto, sorted(self.model.size_nodes), planned, self.model.stored, run)
+        nodes = sorted(self.model.size_nodes)
+        try:
+            return sizes.compute_sizes(self.model.proto, nodes, planned, self.model.stored, run)
+        except InputError as error:
+            raise InputError(
+                f"what the model computes from sizes cannot be computed once channels are gone: {error}; "
+                "--min-keep keeps more of them, --keep leaves layers alone"
+            ) from error
 
     def _size(self, axes: Axes, axis: int) -> int:
         return int(np.count_nonzero(self.keep[axes.offsets[axis] : axes.offsets[axis + 1]]))
@@ -181,7 +189,8 @@ class _Cut(Draft):
             return np.zeros(shape, helper.tensor_dtype_to_np_dtype(self.model.types[node.outputs[0].name]))
         bias = self._values(node.inputs[2])
         if node.op == "Gemm":
-            return np.atleast_2d(bias * bias.dtype.type(node.attrs.get("beta", 1)))
+            bias = bias * bias.dtype.type(node.attrs.get("beta", 1))
+            return np.ascontiguousarray(np.broadcast_to(bias, np.broadcast_shapes(bias.shape, shape)))
         return bias.reshape(shape)
 
     def _compute(self, index: int, known: Mapping[str, Array]) -> Array:

@@ -27,6 +27,9 @@ NOT_ZEROED = frozenset(
 )
 """Operands (operator, input) that must not become zero: divisors, exponents, variances, choices, scales."""
 
+PASSES_ZERO = {"Cast": 1, "CastLike": 1, "DequantizeLinear": 1, "Div": 1, "Mul": 2, "Neg": 1, "Transpose": 1}
+"""Operators, and how many of their first inputs make zero slices of the output where their own are zero."""
+
 
 def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool, taps: Sequence[str] = ()) -> None:
     """Write the original with every removed slice of its stored numbers set to zero, weights in a file beside it.
@@ -57,7 +60,8 @@ def zeroed(channels: Channels, keep: Mask, path: Path, only_contracted: bool, ta
                 name = f"{node.input[position]}/{index}/{position}"
                 proto.graph.node[-1].input[position] = name
                 own[name] = (index, position)
-        if any(not keep[atoms].all() for atoms in channels.averaged.get(index, ())):
+        kept = [keep[atoms] for atoms in channels.averaged.get(index, ())]
+        if any(not stays.all() for stays in kept) and all(stays.any() for stays in kept):
             _average_kept(proto.graph, channels.view(index), keep)
         if node.op_type == "ConstantOfShape" and node.output[0] in channels.axes:
             axes = channels.axes[node.output[0]]
@@ -216,6 +220,7 @@ def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key],
     """Say which axes of a stored tensor may be zeroed, given who reads it."""
     untouched: set[Key] = set()
     contracted: dict[Key, set[int]] = {}
+    makers = {t.name: index for index, node in enumerate(channels.model.graph.nodes) for t in node.outputs}
     for index, node in enumerate(channels.model.graph.nodes):
         for position, axes in enumerate(channels.view(index).inputs):
             if axes is None:
@@ -224,7 +229,8 @@ def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key],
                 untouched.add(axes.key)
             axis = _contracted_axis(node, position)
             if axis is not None:
-                contracted.setdefault(axes.key, set()).add(axis % len(axes))
+                for source, place in _made_of(channels, makers, axes, axis % len(axes)):
+                    contracted.setdefault(source.key, set()).add(place)
 
     def axes_of(key: Key) -> Container[int]:
         if key in untouched:
@@ -243,3 +249,17 @@ def _contracted_axis(node: gs.Node, position: int) -> int | None:
     if node.op == "MatMul" and position < 2:
         return -1 if position == 0 else -2
     return None
+
+
+def _made_of(channels: Channels, makers: Mapping[str, int], axes: Axes, axis: int) -> Iterator[tuple[Axes, int]]:
+    """Follow an axis of a tensor, itself included, to where the same slices being zero makes them zero in it."""
+    yield axes, axis
+    index = makers.get(axes.key) if isinstance(axes.key, str) else None
+    node = None if index is None else channels.model.graph.nodes[index]
+    if index is None or node is None or node.op not in PASSES_ZERO:
+        return
+    if node.op == "Transpose":
+        axis = list(node.attrs.get("perm", reversed(range(len(axes)))))[axis]
+    for source in channels.view(index).inputs[: PASSES_ZERO[node.op]]:
+        if source is not None and len(source) == len(axes) and source.shape[axis] > 1:
+            yield from _made_of(channels, makers, source, axis)

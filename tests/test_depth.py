@@ -21,6 +21,7 @@ from onnxprune.depth import Depth
 from onnxprune.errors import InputError, TargetError
 from onnxprune.model import analyse
 from onnxprune.plan import Plan
+from onnxprune.verify import verify
 
 Build = Callable[[], ModelProto]
 
@@ -106,6 +107,25 @@ def shuffled_at_the_end() -> ModelProto:
     return b.done(b.head(b.relu(b.node("Add", x, y)), 8))
 
 
+def biased_by_one_number() -> ModelProto:
+    b = Builder(seed=13)
+    x = b.relu(b.linear(b.input("N", 6), 6, 8))
+    y = b.node("PRelu", b.linear(x, 8, 7), b.store(0.1))
+    y = b.norm(b.node("Gemm", y, b.weight(7, 8, fan_in=7), b.store(0.7), beta=0.5), 8)
+    y = b.node("PRelu", y, b.vector(8))
+    return b.done(b.linear(b.relu(b.node("Add", x, y)), 8, 4), rank=2)
+
+
+def read_by_nobody() -> ModelProto:
+    b = Builder(seed=14)
+    x = b.stem(8)
+    y = b.relu(b.conv(x, 8, 6))
+    b.node("Sigmoid", y)
+    y = b.conv(y, 6, 8)
+    b.node("Tanh", y)
+    return b.done(b.head(b.relu(b.node("Add", y, x)), 8))
+
+
 CAN = {
     residual: [6],
     squeeze_and_excitation: [2],
@@ -118,6 +138,8 @@ CAN = {
     normed_rows: [7],
     shuffled_branch: [6],
     shuffled_at_the_end: [4],
+    biased_by_one_number: [7],
+    read_by_nobody: [6],
 }
 
 
@@ -191,6 +213,20 @@ def test_any_emptied_branches_of_a_random_network_are_constants(proto: ModelProt
     which = [position for position in Depth(found).takes_along if rng.random() < 0.6]
     if which:
         check(proto, found, emptied(found, which))
+
+
+def test_an_emptied_branch_may_hold_a_normalisation_over_what_it_lost() -> None:
+    b = Builder(seed=15)
+    x = b.input("N", 5, 6)
+    y = b.node("LayerNormalization", b.linear_rows(x, 6, 12), b.vector(12), b.vector(12))
+    y = b.linear_rows(b.relu(y), 12, 6)
+    proto = b.done(b.node("Add", x, y), rank=3)
+    found = find_channels(analyse(proto, Path(), runtime.evaluate, {}), approximate=True)
+    chosen = emptied(found, list(Depth(found).takes_along))
+    assert 0 in chosen.counts
+    small = surgery.cut(found, chosen, runtime.evaluate)
+    assert not {"LayerNormalization", "MatMul"} & set(oracle.operators(small))
+    assert "equal" in verify(found, chosen, small, "full")["outputs"]
 
 
 def test_a_bias_that_is_forgotten_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune import channels, metrics, model, runtime, surgery
 from onnxprune.errors import InputError
 from onnxprune.plan import Plan, whole
+from onnxprune.verify import verify
 
 
 def load(path: Path, **asked: tuple[int, ...]) -> model.Model:
@@ -213,6 +214,25 @@ def test_weights_outside_the_file_that_nodes_hold_are_taken_inside(
     assert oracle.distance(oracle.run_model(expected, feed)[0], result) < oracle.TOLERANCE
     Path("elsewhere.onnx").write_bytes(Path("source", "net.onnx").read_bytes())
     assert "external data file 'net.weights'" in refusal(Path("elsewhere.onnx"))
+
+
+def test_sizes_that_lie_outside_the_file_are_known(tmp_path: Path) -> None:
+    inside = saved(nets.split_by_input(), tmp_path / "inside.onnx")
+    outside = external(nets.split_by_input(), tmp_path / "net.onnx")
+    widths = [oracle.widths(channels.find_channels(load(path))) for path in (inside, outside)]
+    assert widths[0] == widths[1] != []
+
+
+def test_a_normalisation_that_onnxruntime_had_before_the_standard_can_be_cut() -> None:
+    b = nets.Builder(opset=13)
+    x = b.linear_rows(b.input("N", 5, 6), 6, 12)
+    x = b.relu(b.linear_rows(b.node("SimplifiedLayerNormalization", x, b.vector(12), axis=-1), 12, 16))
+    x = b.node("LayerNormalization", b.linear_rows(x, 16, 6), b.vector(6), b.vector(6), axis=-1)
+    proto = b.done(b.linear_rows(x, 6, 4), rank=3)
+    found = channels.find_channels(model.analyse(proto, Path(), runtime.evaluate, {}))
+    assert oracle.widths(found) == [16]
+    plan = oracle.even_plan(found, 0.5)
+    assert "equal" in verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "full")["outputs"]
 
 
 def test_long_text_stays_inside_the_file(tmp_path: Path) -> None:

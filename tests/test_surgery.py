@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import channels, model, runtime, surgery
 from onnxprune.channels import FEW_GROUPS
+from onnxprune.errors import InputError
 from onnxprune.plan import Plan, whole
 
 
@@ -191,6 +192,28 @@ def test_weights_made_by_constant_of_shape_shrink_with_their_shape() -> None:
     checked = oracle.check(b.done(x), kept=Plan((np.asarray([1, 5]),)), run=False)
     assert checked.macs == (36 * (8 * 3 + 4 * 8), 36 * (2 * 3 + 4 * 2))
     oracle.check(oracle.with_random_weights(checked.original))
+
+
+def test_weights_that_old_files_list_as_inputs_without_a_shape_are_cut() -> None:
+    proto = nets.weights_listed_as_inputs()
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        if value.name in stored:
+            value.type.tensor_type.ClearField("shape")
+    feed = oracle.random_feeds(proto, analysed(proto).model.bound, 0)[0]
+    answers = [oracle.run_model(cut_to(model, 0.5), feed)[0] for model in (proto, nets.weights_listed_as_inputs())]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_arithmetic_of_sizes_that_fails_with_fewer_channels_is_told_of() -> None:
+    b = Builder()
+    x = b.stem(8)
+    channels_of_x = b.node("Gather", b.node("Shape", x), b.store(1, np.int64))
+    blocks = b.node("Div", b.store(24, np.int64), b.node("Div", channels_of_x, b.store(4, np.int64)))
+    x = b.node("Mul", x, b.node("Cast", blocks, to=TensorProto.FLOAT))
+    found = analysed(b.done(b.conv(x, 8, 4)))
+    with pytest.raises(InputError, match="--min-keep keeps more"):
+        surgery.cut(found, Plan((np.arange(3),)), runtime.evaluate)
 
 
 def test_the_original_can_be_cut_many_times() -> None:

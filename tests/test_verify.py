@@ -416,6 +416,25 @@ def test_a_reciprocal_of_what_was_cut_is_verified_through_what_sums_run_over() -
         verify(channels, plan, small, "fast")
 
 
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_weights_that_are_normed_by_the_graph_are_verified_through_what_sums_run_over(is_turned: bool) -> None:
+    draft = Draft()
+    x = draft.add("Relu", "relu1", draft.conv("conv1", "image", 3, 16))
+    axes = [3, 2, 0, 1] if is_turned else [0, 1, 2, 3]  # of the direction, as a framework with channels last has it
+    direction = draft.store("direction", draft.rng.normal(size=np.take([24, 16, 3, 3], np.argsort(axes))))
+    direction = draft.add("Transpose", "turned", direction, perm=np.argsort(np.argsort(axes)).tolist())
+    norm = draft.add("ReduceL2", "norm", direction, axes=[1, 2, 3])
+    unit = draft.add("Div", "unit", direction, norm)
+    weight = draft.add("Mul", "weight", draft.store("length", draft.rng.uniform(1, 2, (24, 1, 1, 1))), unit)
+    draft.head(draft.add("Conv", "conv2", x, weight), 24)
+    channels, plan, small = case(draft.model([("image", ("N", *IMAGE))], [("logits", ("N", CLASSES))]))
+    assert [g.width for g in channels.groups] == [16, 24]
+    assert "equal" in verify(channels, plan, small, "full")["outputs"]
+    shift(small, "direction", lambda value: value * np.linspace(0.5, 1.5, value.size).reshape(value.shape))
+    with pytest.raises(VerifyError, match="differs"):
+        verify(channels, plan, small, "fast")
+
+
 def test_weights_that_constant_of_shape_makes_are_zeroed_too(tmp_path: Path) -> None:
     channels, plan, small = case(filled())
     assert [g.width for g in channels.groups] == [16, 24]

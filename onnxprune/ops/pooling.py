@@ -48,6 +48,7 @@ class Resize(Rule):
         x, y = node.x, node.y
         if node.attribute("coordinate_transformation_mode", b"") in ("tf_crop_and_resize", b"tf_crop_and_resize"):
             raise Unknown("it crops to a region")
+        node.integers("sizes", 3)  # what is computed at run time could not be written down
         together = () if node.attribute("keep_aspect_ratio_policy", "stretch") == "stretch" else _axes(node)
         for axis in range(len(y)):
             if x.shape[axis] == y.shape[axis] and axis not in together:
@@ -55,12 +56,12 @@ class Resize(Rule):
 
     def resize(self, node: ResizeView) -> None:
         """Rewrite target sizes; scales need no change."""
-        if node.opset < 10 or not node.has_input(3):
+        asked = node.integers("sizes", 3)  # not what comes out, where an image keeps its proportions
+        if asked is None:
             return
-        sizes = np.asarray([node.size(node.y[axis]) for axis in _axes(node)], np.int64)
+        sizes = [node.size(node.y[axis]) for axis in _axes(node)]
         shrinks = [not node.kept(node.y[axis]).all() for axis in _axes(node)]
-        asked = node.value(3)  # not what comes out, where an image keeps its proportions
-        node.set_value(3, sizes if asked is None else np.where(shrinks, sizes, asked))
+        node.set_value(3, np.where(shrinks, sizes, asked))
 
 
 def _axes(node: View) -> list[int]:

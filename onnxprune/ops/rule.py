@@ -139,7 +139,7 @@ class View:
             return None
         value = self.value(position)
         if value is None:
-            raise Unknown(f"its {name} are computed at run time")
+            raise Unknown(f"its {name} input is computed at run time")
         return [int(v) for v in np.atleast_1d(value)]
 
 

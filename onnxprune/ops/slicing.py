@@ -39,6 +39,7 @@ class Split(Rule):
 
     def ties(self, node: Ties) -> None:
         """Tie each output to its slice."""
+        node.integers("split", 1)  # what is computed at run time could not be written down
         x = node.x
         axis = int(node.attribute("axis", 0)) % len(x)
         start = 0

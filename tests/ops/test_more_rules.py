@@ -135,6 +135,29 @@ def slice_by_twos() -> ModelProto:
     return b.done(b.conv(x, 4, 4))
 
 
+def of_the_data(b: Builder, image: str, *numbers: int) -> str:
+    """Make whole numbers that follow from data, though they are always the same."""
+    one = b.node("ReduceMin", b.node("Cast", b.node("Equal", image, image), to=TensorProto.INT64), keepdims=0)
+    return b.node("Mul", b.integers(*numbers), one)
+
+
+@holds()
+def split_in_sizes_of_the_data() -> ModelProto:
+    b = Builder(opset=18)
+    image = b.input(1, 3, 6, 6)
+    sizes = of_the_data(b, image, 4, 4)
+    left, right = b.nodes_of("Split", b.relu(b.conv(image, 3, 8)), sizes, outputs=2, axis=1)
+    return b.done(b.conv(b.node("Add", left, right), 4, 4))
+
+
+@holds()
+def resize_to_sizes_of_the_data() -> ModelProto:
+    b = Builder(opset=18)
+    image = b.input(1, 3, 6, 6)
+    sizes = of_the_data(b, image, 1, 8, 12, 12)
+    return b.done(b.conv(b.node("Resize", b.relu(b.conv(image, 3, 8)), "", "", sizes), 8, 4))
+
+
 def norm_of_padded(value: float) -> ModelProto:
     """Sum over channels that were padded at their borders."""
     b = Builder(opset=13)
@@ -857,6 +880,19 @@ def test_verify_agrees_where_weights_of_8_bits_share_a_zero_point() -> None:
         weight = b.node("DequantizeLinear", whole(b, outputs, inputs, 3, 3), *around)
         x = b.node("Relu", b.node("Conv", x, weight))
     found = find(b.done(x))
+    plan = oracle.random_plan(found, 1)
+    assert "equal" in verify.verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
+
+
+@pytest.mark.parametrize("shape", [(8,), ()])
+def test_verify_agrees_where_weights_of_8_bits_have_no_zero_point(shape: tuple[int, ...]) -> None:
+    b = Builder()
+    x = there_and_back(b, b.input("N", 3, 8, 8))
+    for outputs, inputs in ((8, 3), (8, 8)):
+        numbers = b.store(b.rng.integers(-127, 127, (outputs, inputs, 3, 3)), np.int8)
+        weight = b.node("DequantizeLinear", numbers, scales(b, *shape), axis=0)
+        x = there_and_back(b, b.relu(b.node("Conv", x, weight)))
+    found = find(b.done(b.conv(x, 8, 4)))
     plan = oracle.random_plan(found, 1)
     assert "equal" in verify.verify(found, plan, surgery.cut(found, plan, runtime.evaluate), "fast")["outputs"]
 
