@@ -77,6 +77,31 @@ class Sum:
         return result
 
 
+class _Shared:
+    """Small parameters that several nodes share: each that loses some of one gets a copy, the others go on sharing it.
+
+    Nodes of different channels that happen to lose the same indices share a copy in the file; which indices go is not
+    known here, so what is counted is never too little.
+
+    Args:
+        members: per parameter, the terms of a sum that count it for one or several nodes that always lose alike.
+        sizes: (terms,) of the whole parameters.
+    """
+
+    def __init__(self, members: Sequence[Sequence[int]], sizes: Sequence[float]) -> None:
+        self._terms = np.asarray([term for found in members for term in found], np.int64)
+        self._starts = np.cumsum([0, *map(len, members)])[:-1]
+        self._sizes = np.asarray(sizes, np.float64)[self._terms]
+
+    def counted_again(self, terms: Floats, weight: Floats) -> Floats:
+        """Add up, for each plan, whole parameters that the terms count more than once, each number by its weight."""
+        if not len(self._starts):
+            return np.zeros(len(terms))
+        whole = terms[:, self._terms] == self._sizes
+        again = np.maximum(np.add.reduceat(whole, self._starts, axis=1, dtype=np.int64) - 1, 0)
+        return np.asarray(again @ (self._sizes * weight[self._terms])[self._starts])
+
+
 class _AxisTable:
     """Sizes of the axes that can change, as linear functions of the channels kept per group.
 
@@ -190,10 +215,15 @@ class Costs:
         return np.asarray(self.macs_sum.terms(sizes).sum(axis=1))
 
     def _params_of(self, sizes: Floats) -> Floats:
-        return np.asarray(self.param_sum.terms(sizes) @ self.is_param)
+        return self._stored(sizes, self.is_param)
 
     def _file_bytes_of(self, sizes: Floats) -> Floats:
-        return np.asarray(self._other_bytes + self.param_sum.terms(sizes) @ self._bytes_each)
+        return np.asarray(self._other_bytes + self._stored(sizes, self._bytes_each))
+
+    def _stored(self, sizes: Floats, weight: Floats) -> Floats:
+        """Add up the numbers that are stored, each by its weight."""
+        terms = self.param_sum.terms(sizes)
+        return np.asarray(terms @ weight - self._shared.counted_again(terms, weight))
 
     def _activation_bytes_of(self, sizes: Floats) -> Floats:
         alive = np.cumsum(self._activation_sum.terms(sizes) @ self._steps, axis=1)
@@ -245,29 +275,37 @@ class Costs:
             return []
 
     def _set_up_params(self) -> None:
-        model = self.channels.model
         terms: list[tuple[float, Sequence[Factor]]] = []
-        is_param, bytes_each = [], []
+        is_param, bytes_each, sizes = list[float](), list[float](), list[float]()
+        shared = list[range]()
         changing_bytes = 0
-        for name, tensor in model.stored.items():
-            readers = self.channels.readers.get(name)
-            axes = self.channels.axes.get(readers[0] if readers else name)
-            counted = tensor.data_type not in NOT_WEIGHTS
-            if axes is None:
-                if counted:
-                    terms.append((numbers(tensor.dims), []))
-                    is_param.append(1.0)
-                    bytes_each.append(0.0)
-                continue
-            terms.append((1, [(axes, axis) for axis in range(len(axes))]))
-            is_param.append(float(counted))
+        for name, tensor in self.channels.model.stored.items():
+            is_counted = tensor.data_type not in NOT_WEIGHTS
             total = numbers(tensor.dims)
-            bytes_each.append(byte_size(tensor) / total if total else 0.0)
-            changing_bytes += byte_size(tensor)
+            copies = self._copies(name)
+            if copies:
+                changing_bytes += byte_size(tensor)
+            elif not is_counted:
+                continue
+            found = [(1.0, [(axes, axis) for axis in range(len(axes))]) for axes in copies] or [(float(total), [])]
+            if len(found) > 1:
+                shared.append(range(len(terms), len(terms) + len(found)))
+            terms += found
+            is_param += [float(is_counted)] * len(found)
+            bytes_each += [byte_size(tensor) / total if copies and total else 0.0] * len(found)
+            sizes += [float(total)] * len(found)
         self.param_sum = Sum(self.table, terms)
         self.is_param = np.asarray(is_param)
         self._bytes_each = np.asarray(bytes_each)
+        self._shared = _Shared(shared, sizes)
         self._other_bytes = _file_bytes(self.channels) - changing_bytes
+
+    def _copies(self, name: str) -> list[Axes]:
+        """Give the axes of a stored tensor, of each copy that may become of a shared one; none where it stays whole."""
+        keys: Sequence[Key] = self.channels.readers.get(name, (name,))
+        found = [self.channels.axes[key] for key in keys if key in self.channels.axes]
+        alike = {self.channels.channel_of[axes.start : axes.end].tobytes(): axes for axes in reversed(found)}
+        return list(alike.values())[::-1]
 
     def _set_up_activations(self) -> None:
         model = self.channels.model

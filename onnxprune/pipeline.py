@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import WORDS, check_runs, early_end, try_memory
+from onnxprune.attempt import WORDS, Attempt, check_runs, early_end, try_memory
 from onnxprune.attempts import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
@@ -164,11 +164,13 @@ def _compress(source: Source, out: Path, place: Place | None, progress: Progress
     if finish is not None and source.settings.finetune_epochs:
         finish.check_training()
     with Run(prepared, out, place, dry_run) as run:
-        attempts = _search(prepared, finish, run, clock, progress, dry_run)
+        attempts, lost = _search(prepared, finish, run, clock, progress, dry_run)
         if dry_run:
             report = summarise(prepared, attempts.best, None, clock)
             _note_search(report, attempts)
             _note_planned(report, attempts, source.settings)
+            if lost is not None:
+                _note_drop(report, source.settings, lost)
         else:
             report, result = _proven(prepared, finish, attempts, run, out, clock)
             with clock.stage("write"):
@@ -224,8 +226,12 @@ def _proven(
 
 def _search(
     prepared: Prepared, finish: Finish | None, run: Run, clock: Clock, progress: Progress, dry_run: bool
-) -> Attempts:
-    """Rank channels, search for a plan, and cut and time it unless this is a dry run."""
+) -> tuple[Attempts, float | None]:
+    """Rank channels, search for a plan, and cut and time it unless this is a dry run.
+
+    Returns:
+        What was found, and the points that it loses where a dry run is asked for the most it may lose.
+    """
     settings = prepared.source.settings
     assert settings.criterion is not None, "resolve chooses one"
     statistics = None
@@ -238,19 +244,21 @@ def _search(
         worth = importance(evidence, settings.criterion)
     if known := run.known():
         progress.say(known)
+    lost = None
     with _judging(prepared, finish, run) as journal:
         with clock.stage("search"):
             attempting = partial(Attempts, prepared, worth, journal, measurements=run.measurements())
             if finish is not None and journal is not None and settings.max_drop is not None:
                 attempting = partial(attempting, allows=partial(_loses_little, journal, finish, settings.max_drop))
                 attempts = smallest_within(settings.max_drop, prepared, attempting, journal, finish, progress)
+                lost = _planned_drop(journal, finish, attempts.best) if dry_run else None
             else:
                 attempts = attempting(progress)
         if not dry_run:
             with clock.stage("cut and time"):
                 attempts.cut_and_measure()
         attempts.best.score = attempts.best.problem.score(attempts.best.plan)
-    return attempts
+    return attempts, lost
 
 
 @contextmanager
@@ -270,6 +278,12 @@ def _judging(prepared: Prepared, finish: Finish | None, run: Run) -> Iterator[Jo
 def _loses_little(journal: Journal, finish: Finish, points: float, plan: Plan, smaller: ModelProto) -> bool:
     """Tell whether a cut model, once repaired, loses no more points than that."""
     return journal.drop(plan, lambda: finish.loss(plan, smaller)) <= points
+
+
+def _planned_drop(journal: Journal, finish: Finish, attempt: Attempt) -> float:
+    """Give the points that a plan loses once it is repaired; it is cut only where no trial has measured them."""
+    plan = attempt.plan
+    return journal.drop(plan, lambda: finish.loss(plan, cut(attempt.channels, plan, runtime.evaluate)))
 
 
 def _note_search(report: Report, attempts: Attempts) -> None:
@@ -310,9 +324,12 @@ def _note_answers(report: Report, settings: CompressSettings, is_repaired: bool)
     """Say what was lost of what was allowed, and whether the repair was of use."""
     if settings.repair != "none" and not is_repaired and report.after.macs < report.before.macs:
         report.notes.append(NOT_KEPT)
-    if settings.max_drop is None:
-        return
-    lost = points_lost(report.stages[0], report.stages[-1])
+    if settings.max_drop is not None:
+        _note_drop(report, settings, points_lost(report.stages[0], report.stages[-1]))
+
+
+def _note_drop(report: Report, settings: CompressSettings, lost: float) -> None:
+    """Say what was lost of what --max-drop allows."""
     report.target["max_drop"] = {"asked": str(settings.max_drop), "limit": settings.max_drop, "reached": lost}
     if report.after.macs >= report.before.macs:
         report.notes.append(f"every cut that was tried loses more than {settings.max_drop:g} points; allow some more")

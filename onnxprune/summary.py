@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
     after = {name: float(values[0]) for name, values in problem.costs.of(attempt.plan.counts).items()}
     batch = prepared.source.settings.device.samples(channels.model)
     memory = attempt.memory or (None, None)
+    target = _targets(prepared, attempt, after)
     return Report(
         headline=_headline(attempt, path.name),
         model=path.name,
@@ -49,7 +51,7 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
         before=_measured(problem.original, attempt.before, memory[0], batch),
         after=_measured(after, attempt.after, memory[1], batch),
         speedup=_speedup(attempt),
-        target={t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in problem.targets},
+        target=target,
         score=attempt.score if attempt.score is not None and np.isfinite(attempt.score) else None,
         groups=[
             {
@@ -63,10 +65,22 @@ def summarise(prepared: Prepared, attempt: Attempt, out: Path | None, clock: Clo
         ],
         frozen=frozen_parts(channels, problem.costs),
         lossless=problem.lossless_part(attempt.plan),
-        notes=[*channels.model.notes, *_dead(attempt), *_approximate(attempt), *_missed(attempt, after)],
+        notes=[
+            *channels.model.notes,
+            *_dead(attempt, has_target=bool(target)),
+            *_approximate(attempt),
+            *(_missed(attempt, after) if target else ()),
+        ],
         settings={**asdict(prepared.source.settings), "align": asdict(attempt.align)},
         seconds=clock.seconds,
     )
+
+
+def _targets(prepared: Prepared, attempt: Attempt, after: Mapping[str, float]) -> dict[str, Any]:
+    """Say what was asked for and reached; the shares that --max-drop tries are its own, nobody asked for them."""
+    if prepared.source.settings.max_drop is not None:
+        return {}
+    return {t.metric: {"asked": t.text, "limit": t.limit, "reached": after[t.metric]} for t in attempt.problem.targets}
 
 
 def _speedup(attempt: Attempt) -> dict[str, float] | None:
@@ -85,14 +99,14 @@ def _approximate(attempt: Attempt) -> list[str]:
     return [f"{len(cut_groups)} {what} cut approximately: normalisations average over what is left of them"]
 
 
-def _dead(attempt: Attempt) -> list[str]:
+def _dead(attempt: Attempt, has_target: bool) -> list[str]:
     """Say what went at no cost, and whether that is enough."""
     problem = attempt.problem
     gone = problem.lossless_part(attempt.plan)
     if not gone["channels"]:
         return []
     note = f"{gone['channels']} channels are constant and went without loss, with {gone['macs']:.1%} of the FLOPs"
-    return [note + ("; that alone meets the target" if problem.meets(problem.most)[0] else "")]
+    return [note + ("; that alone meets the target" if has_target and problem.meets(problem.most)[0] else "")]
 
 
 def _missed(attempt: Attempt, after: Mapping[str, float]) -> list[str]:

@@ -24,11 +24,12 @@ from onnxprune.metrics import Costs
 from onnxprune.model import Model, analyse, check
 from onnxprune.ops.rule import Mask
 from onnxprune.plan import Plan, kept_atoms, whole
-from onnxprune.weights import Array, is_external, read
+from onnxprune.weights import Array, Floats, is_external, read
 from onnxprune.zeroing import bounded, hidden, zeroed
 
 LEVELS = ("none", "fast", "full")
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest output; the second where weights have half precision
+ADDED = 4  # numbers a node: more a cut does not add for sizes that are computed as floats
 FURTHER = (32, 64, 1, 2, 8, -1)  # by so much free sizes are larger; many networks take multiples of one only
 Bound = dict[str, sizes.Shape]
 """The sizes of each input."""
@@ -57,7 +58,9 @@ def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[
     if empty is not None:
         raise InputError(f"input {empty!r} has a size of 0, so no outputs can be compared; --verify none does without")
     checks = {"checker": _check_valid(cut, model.bound), "interface": _check_interface(model.proto, cut)}
-    checks["macs"] = f"{_check_macs(channels, plan, cut)} recounted as planned"
+    counted = _recounted(channels, cut)
+    macs, params = _check_macs(channels, plan, counted), _check_params(channels, plan, counted)
+    checks["macs"] = f"{macs} recounted as planned, with {params} parameters"
     checks["outputs"] = _check_outputs(channels, plan, cut, level)
     return checks
 
@@ -100,7 +103,7 @@ def verify_repaired(channels: Channels, plan: Plan, result: ModelProto, level: s
         return {}
     model = channels.model
     found = [_check_valid(result, model.bound), _check_interface(model.proto, result)]
-    _check_macs(channels, plan, result)
+    _check_macs(channels, plan, _recounted(channels, result))
     feed = sizes.example_inputs(model.proto.graph, model.bound)
     try:
         runtime.Session(result, folder=model.folder, threads=1).run(feed)
@@ -116,18 +119,34 @@ def verify_repaired(channels: Channels, plan: Plan, result: ModelProto, level: s
     return {"repaired": f"checker {found[0]}; {found[1]}"}
 
 
-def _check_macs(channels: Channels, plan: Plan, smaller: ModelProto) -> int:
-    """Recount the MACs of a cut model."""
+def _recounted(channels: Channels, smaller: ModelProto) -> Mapping[str, Floats]:
+    """Count what a cut model costs, from the model alone."""
     model = channels.model
     try:
         analysed = analyse(smaller, model.folder, runtime.evaluate, model.bound)
     except InputError as error:
         raise VerifyError(f"the cut model makes no sense: {error}") from error
     found = find_channels(analysed)
-    counted = int(Costs(found).of([g.width for g in found.groups])["macs"][0])
+    return Costs(found).of([g.width for g in found.groups])
+
+
+def _check_macs(channels: Channels, plan: Plan, recounted: Mapping[str, Floats]) -> int:
+    """Make sure that the MACs of a cut model are those that were planned."""
+    counted = int(recounted["macs"][0])
     planned = int(Costs(channels).of(plan.counts)["macs"][0])
     if counted != planned:
         raise VerifyError(f"the cut model has {counted} MACs, {planned} were planned")
+    return counted
+
+
+def _check_params(channels: Channels, plan: Plan, recounted: Mapping[str, Floats]) -> int:
+    """Make sure that a cut model holds no more parameters than planned, but for a few that surgery adds.
+
+    Branches that lose all their channels leave constants that no plan counts; with such nothing is refused.
+    """
+    counted, planned = (round(float(costs["params"][0])) for costs in (recounted, Costs(channels).of(plan.counts)))
+    if counted - planned > ADDED * len(channels.model.graph.nodes) and min(plan.counts, default=1) > 0:
+        raise VerifyError(f"the cut model has {counted} parameters, {planned} were planned")
     return counted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nets
@@ -12,7 +13,8 @@ import pytest
 from nets import NETS
 from onnx import ModelProto, numpy_helper
 
-from onnxprune import channels, metrics, model, models, runtime, surgery
+import onnxprune
+from onnxprune import CompressSettings, channels, metrics, model, models, plan, runtime, surgery
 from onnxprune.plan import whole
 
 
@@ -110,6 +112,70 @@ def test_predicted_params_are_those_of_the_cut_net(name: str) -> None:
     added = {tensor.name for tensor in small.graph.initializer} - {tensor.name for tensor in proto.graph.initializer}
     frees = sum(oracle.volume(t.dims) for t in small.graph.initializer if t.name in added and t.data_type == 1)
     assert list(predicted) == [stored_params(proto), stored_params(small) - frees]
+
+
+def one_bias_for_all(layers: int = 4, width: int = 32) -> ModelProto:
+    b = nets.Builder()
+    x, before, bias = b.input("N", 3, 6, 6), 3, b.positive(width)
+    for _ in range(layers):
+        x, before = b.relu(b.node("Conv", x, b.weight(width, before, 1, 1), bias)), width
+    return b.done(b.head(x, width))
+
+
+def norms_of_equal_numbers() -> ModelProto:
+    b = nets.Builder()
+    vectors = [b.positive(16) for _ in range(4)]
+    x = b.node("Conv", b.input("N", 3, 6, 6), b.weight(16, 3, 1, 1))
+    for _ in range(2):
+        x = b.relu(b.node("BatchNormalization", x, *vectors))
+        x = b.node("Conv", x, b.weight(16, 16, 1, 1))
+    return b.done(b.head(b.relu(b.node("BatchNormalization", x, *vectors)), 16))
+
+
+SHARING = [one_bias_for_all, norms_of_equal_numbers, nets.merged_biases]
+
+
+@pytest.mark.parametrize("build", SHARING, ids=lambda build: build.__name__)
+def test_each_copy_that_a_shared_parameter_becomes_is_counted(build: Callable[[], ModelProto]) -> None:
+    proto = build()
+    found = analysed(proto)
+    costs = metrics.Costs(found)
+    assert costs.of(oracle.widths(found))["params"][0] == stored_params(proto)
+    for seed in range(5):
+        kept = oracle.random_plan(found, seed)
+        small = surgery.cut(found, kept, runtime.evaluate)
+        masks = {g.tobytes() for g in kept.kept}
+        predicted = costs.of(kept.counts)["params"][0]
+        assert predicted >= stored_params(small)
+        assert predicted == stored_params(small) or len(masks) < len(kept.kept)
+
+
+def test_nodes_that_lose_nothing_go_on_sharing_one_tensor() -> None:
+    proto = one_bias_for_all()
+    found = analysed(proto)
+    kept = whole(found)
+    kept = plan.Plan((kept.kept[0][1:], *kept.kept[1:]))
+    small = surgery.cut(found, kept, runtime.evaluate)
+    width = found.groups[0].width
+    whole_params, counted = metrics.Costs(found).of([oracle.widths(found), kept.counts])["params"]
+    assert counted == stored_params(small) == whole_params - 3 - width + (width - 1)
+
+
+def test_bytes_count_the_copies_of_a_shared_parameter(tmp_path: Path) -> None:
+    width = 2000
+    found = analysed(one_bias_for_all(3, width))
+    kept = plan.Plan(tuple(np.arange(start, width - 100 + start) for start in range(3)))
+    onnx.save(surgery.cut(found, kept, runtime.evaluate), tmp_path / "small.onnx")
+    predicted = metrics.Costs(found).of(kept.counts)["file_bytes"][0]
+    assert abs(predicted - (tmp_path / "small.onnx").stat().st_size) < 4 * width
+
+
+def test_a_target_for_parameters_is_met_though_copies_are_made(tmp_path: Path) -> None:
+    proto = one_bias_for_all(4, 64)
+    onnx.save(proto, tmp_path / "net.onnx")
+    asked = CompressSettings({"params": "0.1"}, align=1, criterion="random", verify="fast")
+    report = onnxprune.compress(tmp_path / "net.onnx", tmp_path / "small.onnx", asked)
+    assert report.after.params == stored_params(onnx.load(tmp_path / "small.onnx")) <= 0.1 * stored_params(proto)
 
 
 def small_sizes(proto: ModelProto) -> set[str]:

@@ -16,6 +16,7 @@ from onnx import ModelProto, helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.channels import Channels, find_channels
 from onnxprune.errors import InputError, VerifyError
+from onnxprune.metrics import Costs
 from onnxprune.model import analyse, load
 from onnxprune.plan import Plan, kept_atoms
 from onnxprune.surgery import cut
@@ -97,9 +98,16 @@ def test_a_true_cut_passes(name: str, level: str) -> None:
     before = small.SerializeToString()
     checks = verify(channels, plan, small, level)
     assert list(checks) == ["checker", "interface", "macs", "outputs"]
-    assert "as planned" in checks["macs"]
+    assert f"as planned, with {round(Costs(channels).of(plan.counts)['params'][0])} parameters" in checks["macs"]
     assert "equal to the zeroed original" in checks["outputs"]
     assert small.SerializeToString() == before
+
+
+def test_numbers_that_were_not_planned_are_found_though_nothing_computes_more_for_them() -> None:
+    channels, plan, small = case(convs())
+    small.graph.initializer.append(numpy_helper.from_array(np.zeros(100, np.float32), "left over"))
+    with pytest.raises(VerifyError, match=r"the cut model has \d+ parameters, \d+ were planned"):
+        verify(channels, plan, small, "fast")
 
 
 def test_nothing_is_checked_where_nothing_is_asked_for() -> None:
