@@ -29,7 +29,7 @@ class Extent:
         macs: (operations,) multiply-accumulates.
         params: (operations,) stored numbers that it reads; shared ones count for each reader.
         group_macs: (groups,) multiply-accumulates that go where all channels of one group go.
-        group_params: (groups,) stored numbers that go with them.
+        group_params: (groups,) stored numbers that go with them, of shared ones from the copy of each reader.
         next_macs: (groups,) multiply-accumulates that go with one channel.
     """
 

@@ -113,7 +113,7 @@ def test_every_network_has_stages_and_they_count_as_costs_do(name: str, mode: st
             np.testing.assert_allclose(extent.group_macs, now["macs"][0] - without["macs"], atol=1e-6)
             gone = now["params"][0] - without["params"]
             assert (extent.group_params >= gone - 1e-6).all()
-            if not stages.channels.readers:  # else whole copies count for each reader, though they are still shared
+            if not stages.channels.readers:  # else they count for each reader, also where a copy comes into being
                 np.testing.assert_allclose(extent.group_params, gone, atol=1e-6)
             less = costs.of(rows * 0 + counts - np.diag(np.minimum(counts, 1)))
             np.testing.assert_allclose(extent.next_macs, now["macs"][0] - less["macs"], atol=1e-6)
