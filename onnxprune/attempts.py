@@ -119,8 +119,7 @@ class Attempts:
         problem = self._problem(self._ladder[0])
         trial = Attempt(problem, problem.plan(descend(problem)), self._ladder[0])
         self._cut_and_measure(trial)
-        self.limits.move(trial)
-        self.limits.hold(problem.lowest())  # what is measured may lag behind in the smallest plan as well
+        self._move_limits(trial)
 
     def _approach(self) -> None:
         """Search again while what was measured is not what was asked for, and limits can be blamed for that."""
@@ -128,14 +127,18 @@ class Attempts:
         for _ in range(CORRECTIONS):
             if not self.limits.wrong(latest):
                 break
-            self.limits.move(latest)
-            self.limits.hold(self._problem(latest.align).lowest())
+            self._move_limits(latest)
             other = self._other(latest.align)
             if other is None:
                 break
             latest = other
             self._cut_and_measure(latest)
             self._keep_better(latest, self.limits.misses(latest) < self.limits.misses(self.best))
+
+    def _move_limits(self, attempt: Attempt) -> None:
+        """Move the limits of what was measured wrong, not below the smallest plan: it may lag behind as well."""
+        self.limits.move(attempt)
+        self.limits.hold(self._problem(attempt.align).lowest())
 
     def _try_macs(self) -> None:
         """Take a plan for MACs instead where it is as fast as was asked, and the other is not or is judged worse.

@@ -153,7 +153,7 @@ def split(data: Data, *, seed: int = 0, calibration: int = 2048, search: int = 1
     )
 
 
-def read_data(source: str | Path, model: Model, preprocess: Preprocess | None) -> Data:
+def read_data(source: str | Path, model: Model, preprocess: Preprocess | None, label_offset: int = 0) -> Data:
     """Read samples for a model.
 
     `source` is an ``.npz`` with ``x`` or, by their names, an array for each input of the model, and with ``y`` where
@@ -165,10 +165,18 @@ def read_data(source: str | Path, model: Model, preprocess: Preprocess | None) -
         source: where the samples are.
         model: what they are for.
         preprocess: what turns pixels into inputs, or None.
+        label_offset: the output index of a class is its label plus this.
 
     Raises:
         InputError: the source is missing or broken, or its samples do not fit the model.
     """
+    data = _read_data(source, model, preprocess)
+    if label_offset and data.y is None:
+        raise InputError(f"--label-offset is of labels, and --data {data.source} has none; leave it out")
+    return data
+
+
+def _read_data(source: str | Path, model: Model, preprocess: Preprocess | None) -> Data:
     inputs = model_inputs(model)
     check_preprocess(preprocess, inputs)
     path, text = Path(source), str(source)

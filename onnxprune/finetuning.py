@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +123,13 @@ def finetune(
         told = (progress or Quiet()) if team.is_first else Quiet()
         clock = Clock(told)
         with clock.stage("load"):
-            model = models.load(path, runtime.evaluate, shapes)
-            taught = None if teacher is None else models.load(teacher, runtime.evaluate, shapes)
+            loaded = partial(models.load, run=runtime.evaluate, asked=shapes, runs_batches=True)
+            model, taught = loaded(path), None if teacher is None else loaded(teacher)
             check_apart(model, out)
             if taught is not None:
                 check_teacher(model, taught)
                 check_apart(taught, out, "the teacher")
-            samples = read_data(data, model, read_preprocess(preprocess))
-            if label_offset and samples.y is None:
-                raise InputError(f"--label-offset is of labels, and --data {samples.source} has none; leave it out")
+            samples = read_data(data, model, read_preprocess(preprocess), label_offset)
             identity = {"model": model.sha256, "teacher": None if taught is None else taught.sha256}
             lesson = divided(samples, model, taught, label_offset, identity, settings)
             stack.enter_context(_opened_run(folder, resume, force, team))

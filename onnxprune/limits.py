@@ -73,6 +73,7 @@ def next_limit(known: Sequence[tuple[float, float]], share: float) -> float:
 
     Between one that is too low and one that is too high it is found by interpolation, else by scaling the last.
     """
+    known = [(limit, max(found, 1e-6)) for limit, found in known]  # memory that is too little to be seen measures as 0
     below = max((entry for entry in known if entry[1] < share), key=lambda entry: entry[1], default=None)
     above = min((entry for entry in known if entry[1] > share), key=lambda entry: entry[1], default=None)
     if below is None or above is None or below[0] >= above[0]:

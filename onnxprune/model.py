@@ -62,6 +62,7 @@ class Model:
         size_nodes: indices of the nodes that only compute with sizes.
         size_values: what these nodes compute.
         notes: what the user should know about how the model was read.
+        is_batch_fixed: whether it runs with the bound batch only, though the file leaves it free.
     """
 
     proto: ModelProto
@@ -76,6 +77,7 @@ class Model:
     size_nodes: frozenset[int] = frozenset()
     size_values: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    is_batch_fixed: bool = False
 
     def array(self, name: str) -> Array:
         """Read the numbers of a stored tensor."""
@@ -107,6 +109,8 @@ class Model:
     @property
     def has_free_batch(self) -> bool:
         """Whether the first axis of every input is free, so that the model runs at any batch size."""
+        if self.is_batch_fixed:
+            return False
         declared = [sizes.declared_shape(value) for value in sizes.real_inputs(self.proto.graph)]
         return bool(declared) and all(shape and not isinstance(shape[0], int) for shape in declared)
 
@@ -115,18 +119,42 @@ class Model:
         return None if self.has_free_batch else self.bound[name][0]
 
 
-def load(path: Path, run: Run, asked: Mapping[str, Sequence[int]] | None = None) -> Model:
+def load(
+    path: Path, run: Run, asked: Mapping[str, Sequence[int]] | None = None, *, runs_batches: bool = False
+) -> Model:
     """Read a model file and find the sizes of its tensors.
 
     Args:
         path: an ONNX file of opset 7 or later.
         run: runs a model in memory once; used for what shape inference cannot tell.
         asked: shapes for inputs whose sizes the file leaves free.
+        runs_batches: it will run with many samples at once, where it can: graphs may hold a batch that the file leaves
+            free, so it is tried.
 
     Raises:
         InputError: missing, broken or contradictory file, unknown sizes.
     """
-    return analyse(read_file(path), path.parent, run, asked or {})
+    model = analyse(read_file(path), path.parent, run, asked or {})
+    if runs_batches and model.has_free_batch and _holds_batch(model, run):
+        model.is_batch_fixed = True
+        model.notes.append(
+            f"the batch is free in the file, and fixed to {sizes.samples(model.bound)} by what it computes; "
+            "exported with a free batch all the way the model takes less time here"
+        )
+    return model
+
+
+def _holds_batch(model: Model, run: Run) -> bool:
+    """Tell whether a model runs with the bound batch and not with twice as many samples."""
+
+    def runs(bound: Mapping[str, Shape]) -> bool:
+        try:
+            run(model.proto, sizes.example_inputs(model.proto.graph, bound), model.folder)
+        except InputError:
+            return False
+        return True
+
+    return not runs({name: (2 * shape[0], *shape[1:]) for name, shape in model.bound.items()}) and runs(model.bound)
 
 
 def read_file(path: Path) -> ModelProto:
@@ -311,6 +339,8 @@ def save(proto: ModelProto, path: Path, folder: Path) -> None:
         else:
             file.write_bytes(proto.SerializeToString())
         os.replace(file, path)
+    if not outside:
+        data_file(path).unlink(missing_ok=True)  # of what is overwritten
 
 
 def write_beside(proto: ModelProto, path: Path, folder: Path) -> None:

@@ -406,8 +406,8 @@ def evaluate(
         InputError: a file or an option is wrong.
     """
     path = Path(path)
-    model = models.load(path, runtime.evaluate, shapes)
-    samples = read_data(data, model, read_preprocess(preprocess))
+    model = models.load(path, runtime.evaluate, shapes, runs_batches=True)
+    samples = read_data(data, model, read_preprocess(preprocess), label_offset)
     batch = model.fixed_batch(samples.inputs[0].name)
     step = (progress or Quiet()).step
     if reference is None:

@@ -16,7 +16,7 @@ from onnxprune.criteria import Evidence, importance
 from onnxprune.errors import InputError, TargetError
 from onnxprune.files import append_lines, read_lines
 from onnxprune.journal import Entry, Journal
-from onnxprune.outputs import check_outputs
+from onnxprune.outputs import check_apart, check_outputs
 from onnxprune.prepare import Prepared, Source, prepare
 from onnxprune.problem import FINE, Judging, Problem
 from onnxprune.progress import Progress, Quiet
@@ -116,6 +116,7 @@ def train_policy(
             progress.stage(f"load {model.name}")
             asked, samples = resolve(CompressSettings({"macs": "1.0"}), True), data[number % len(data)]
             prepared = prepare(Source(model, asked, samples, preprocess, label_offset))
+            check_apart(prepared.original.model, out, model.name)
             known = name_of(identity(prepared))
             if known in begun:
                 raise InputError(f"{model} is the same network as {begun[known][0]}; name each once")

@@ -126,9 +126,12 @@ def prepare(source: Source) -> Prepared:
         InputError: a file or an option is wrong.
     """
     runtime.check_provider(source.settings.device.provider)
-    model = models.load(source.path, runtime.evaluate, source.settings.shapes)
+    has_data = source.data is not None
+    model = models.load(source.path, runtime.evaluate, source.settings.shapes, runs_batches=has_data)
     check_batch(source.path.name, source.settings.batch, source.settings.device.samples(model))
-    data = None if source.data is None else read_data(source.data, model, read_preprocess(source.preprocess))
+    data = None
+    if source.data is not None:
+        data = read_data(source.data, model, read_preprocess(source.preprocess), source.label_offset)
     original = source.find(model)
     parts = None if data is None else _parts(source, original, data)
     lossless = find_lossless(original, source.find, runtime.evaluate)

@@ -123,9 +123,13 @@ def _scaling(content: Any) -> tuple[float, tuple[float, ...], tuple[float, ...]]
     if content.get("do_rescale", True):
         scale = float(content.get("rescale_factor", 1 / 255))
     if content.get("do_normalize", True):
-        mean = tuple(float(value) for value in content.get("image_mean", mean))
-        std = tuple(float(value) for value in content.get("image_std", std))
+        mean, std = (_numbers(content.get(key, usual)) for key, usual in (("image_mean", mean), ("image_std", std)))
     return scale, mean, std
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """Take a number for each channel, or one for all."""
+    return tuple(float(value) for value in (given if isinstance(given, list | tuple) else [given]))
 
 
 def _size(path: Path, size: Any, does_crop: bool) -> int | tuple[int, int] | None:

@@ -596,6 +596,12 @@ def test_pickled_data_is_refused_and_never_unpickled(good: Path, make: Callable[
         np.load(data, allow_pickle=False)["y"]
 
 
+@pytest.mark.parametrize("asked", [["evaluate", "model.onnx"], ["compress", "model.onnx", "--flops", 0.5]])
+def test_a_label_offset_without_labels_is_refused(good: Path, asked: list[object]) -> None:
+    np.savez("data.npz", x=images(20))
+    assert "has none; leave it out" in refused(*asked, "--data", "data.npz", "--label-offset", 1)
+
+
 @pytest.mark.parametrize("offset", [1, -1, 10**30, -(10**30)])
 def test_a_label_offset_that_leaves_the_classes_is_refused(good: Path, offset: int) -> None:
     np.savez("data.npz", x=images(20), y=np.arange(20) % CLASSES)
@@ -639,7 +645,7 @@ def test_a_model_whose_output_is_no_list_of_scores_cannot_be_judged(folder: Path
         ("[1, 2]", "must be numbers"),
         ('{"name": "model", "version": 1}', "says nothing of how pixels become inputs"),
         ('{"format": "onnxprune.plan/1", "mean": [0.5]}', "give one of crop_size, do_center_crop"),
-        ('{"image_mean": 0.5}', "must be numbers"),
+        ('{"image_mean": "half"}', "must be numbers"),
         ('{"image_mean": ["a"]}', "must be numbers"),
         ('{"image_mean": "abc"}', "must be numbers"),
         ('{"rescale_factor": null}', "must be numbers"),

@@ -572,8 +572,10 @@ def test_apply_overwrites_only_by_force(folder: Path) -> None:
     assert "--force" in failed(2, "apply", "model.onnx", "small.plan.json", "-o", "small.onnx")
     expected = (folder / "small.onnx").read_bytes()
     (folder / "small.onnx").write_bytes(b"old")
+    (folder / "small.onnx.data").write_bytes(b"old")
     passed("apply", "model.onnx", "small.plan.json", "-o", "small.onnx", "--force")
     assert (folder / "small.onnx").read_bytes() == expected
+    assert not (folder / "small.onnx.data").exists()
 
 
 # ---- evaluate

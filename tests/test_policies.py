@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from cli_nets import IMAGE, branches, convs, residual, run, write
@@ -309,6 +310,14 @@ def test_a_run_goes_on_with_the_policy_that_it_began_with_and_no_other(
 def test_a_policy_can_be_read_by_others(folder: Path) -> None:
     Path("other").write_text("")
     assert stored("p.safetensors").stat().st_mode == Path("other").stat().st_mode
+
+
+def test_the_weights_of_a_network_are_not_overwritten(folder: Path) -> None:
+    onnx.save(residual(), "outside.onnx", save_as_external_data=True, size_threshold=0, location="some.policy")
+    before = Path("some.policy").read_bytes()
+    with pytest.raises(InputError, match=r"some\.policy holds the weights of outside\.onnx; choose another -o"):
+        train_policy([Path("outside.onnx")], Path("some.policy"), FEW, data=["x.npy"], force=True)
+    assert Path("some.policy").read_bytes() == before
 
 
 def test_one_network_under_two_names_is_refused(folder: Path) -> None:

@@ -263,6 +263,8 @@ def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
 def test_limits_are_scaled_until_there_is_one_on_either_side_and_halved_then() -> None:
     assert next_limit([(100, 0.8)], 0.4) == pytest.approx(50)
     assert next_limit([(100, 0.8), (50, 0.2)], 0.4) == pytest.approx(100 / 2**0.5)
+    assert 0 < next_limit([(100, 0.8), (50, 0.0)], 0.4) < 100  # too little to be measured
+    assert 100 < next_limit([(100, 0.0)], 0.4) < np.inf
     assert next_limit([(100, 0.2), (50, 0.8)], 0.4) == pytest.approx(25)  # noise: nothing to interpolate between
 
 
