@@ -229,8 +229,8 @@ def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key],
                 untouched.add(axes.key)
             axis = _contracted_axis(node, position)
             if axis is not None:
-                for source, place in _made_of(channels, makers, axes, axis % len(axes)):
-                    contracted.setdefault(source.key, set()).add(place)
+                for key, place in _made_of(channels, makers, axes, axis % len(axes)):
+                    contracted.setdefault(key, set()).add(place)
 
     def axes_of(key: Key) -> Container[int]:
         if key in untouched:
@@ -251,15 +251,21 @@ def _contracted_axis(node: gs.Node, position: int) -> int | None:
     return None
 
 
-def _made_of(channels: Channels, makers: Mapping[str, int], axes: Axes, axis: int) -> Iterator[tuple[Axes, int]]:
-    """Follow an axis of a tensor, itself included, to where the same slices being zero makes them zero in it."""
-    yield axes, axis
-    index = makers.get(axes.key) if isinstance(axes.key, str) else None
-    node = None if index is None else channels.model.graph.nodes[index]
-    if index is None or node is None or node.op not in PASSES_ZERO:
-        return
-    if node.op == "Transpose":
-        axis = list(node.attrs.get("perm", reversed(range(len(axes)))))[axis]
-    for source in channels.view(index).inputs[: PASSES_ZERO[node.op]]:
-        if source is not None and len(source) == len(axes) and source.shape[axis] > 1:
-            yield from _made_of(channels, makers, source, axis)
+def _made_of(channels: Channels, makers: Mapping[str, int], axes: Axes, axis: int) -> set[tuple[Key, int]]:
+    """Follow an axis of a tensor back, itself included, to where the same slices being zero makes them zero in it."""
+    found: set[tuple[Key, int]] = set()
+    left = [(axes, axis)]
+    while left:
+        axes, axis = left.pop()
+        if (axes.key, axis) in found:
+            continue
+        found.add((axes.key, axis))
+        index = makers.get(axes.key) if isinstance(axes.key, str) else None
+        node = None if index is None else channels.model.graph.nodes[index]
+        if index is None or node is None or node.op not in PASSES_ZERO:
+            continue
+        if node.op == "Transpose":
+            axis = list(node.attrs.get("perm", reversed(range(len(axes)))))[axis]
+        sources = channels.view(index).inputs[: PASSES_ZERO[node.op]]
+        left += [(x, axis) for x in sources if x is not None and len(x) == len(axes) and x.shape[axis] > 1]
+    return found
