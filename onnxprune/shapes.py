@@ -74,9 +74,8 @@ def is_weight(tensor: TensorProto) -> bool:
 
 
 def may_be_sizes(tensor: TensorProto) -> bool:
-    """Tell whether a tensor may hold sizes, positions or scales of axes, wherever its numbers lie."""
-    is_whole = tensor.data_type in (TensorProto.INT32, TensorProto.INT64)
-    return numbers(tensor.dims) <= (SMALL if is_whole else FEW)
+    """Tell whether a tensor may hold sizes or positions, wherever its numbers lie."""
+    return tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and numbers(tensor.dims) <= SMALL
 
 
 def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:

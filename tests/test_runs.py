@@ -728,6 +728,15 @@ def test_workers_are_asked_for_as_many_plans_as_there_are(folder: Path, monkeypa
 # ---- a folder of something else
 
 
+def test_labels_that_mean_other_classes_make_another_run(folder: Path) -> None:
+    x = np.load("x.npy")
+    np.savez("labelled.npz", x=x, y=np.zeros(len(x), int))
+    labelled = ("compress", "model.onnx", *SEARCH[2:], "--data", "labelled.npz", "-o", "small.onnx", "--run", "kept")
+    passed(*labelled, "--budget", 2)
+    line = failed(2, *labelled, "--budget", 2, "--label-offset", 1, "--force")
+    assert "the runs in kept had another --label-offset, and what was judged there does not hold here" in line
+
+
 @pytest.mark.parametrize(
     ("given", "what"),
     [
@@ -735,7 +744,6 @@ def test_workers_are_asked_for_as_many_plans_as_there_are(folder: Path, monkeypa
         (["--data", "other.npy"], "samples"),
         (["--seed", 1], "--seed"),
         (["--repair", "bn"], "--repair"),
-        (["--label-offset", 1], "--label-offset"),
         (["--keep", "fc1"], "--keep"),
         (["--approximate"], "--approximate"),
         (["--slots"], "--slots"),
