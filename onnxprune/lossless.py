@@ -106,7 +106,8 @@ def find_lossless(channels: Channels, find: Find, run: Run) -> Lossless:
     for place, values in numbers.items():
         rewritten.set(place, values)
     model = analyse(rewritten.proto, channels.model.folder, run, channels.model.bound)
-    model.notes = channels.model.notes
+    read = channels.model
+    model.notes, model.data_files, model.is_batch_fixed = read.notes, read.data_files, read.is_batch_fixed
     folded = find(model)
     if not _are_alike(channels, folded):
         return nothing_lossless(channels)

@@ -97,7 +97,7 @@ class _Shared:
         """Add up, for each plan, whole parameters that the terms count more than once, each number by its weight."""
         if not len(self._starts):
             return np.zeros(len(terms))
-        whole = terms[:, self._terms] == self._sizes
+        whole = terms[:, self._terms] >= self._sizes  # prices are asked for one channel more than there are
         again = np.maximum(np.add.reduceat(whole, self._starts, axis=1, dtype=np.int64) - 1, 0)
         return np.asarray(again @ (self._sizes * weight[self._terms])[self._starts])
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -62,6 +62,7 @@ class Model:
         size_nodes: indices of the nodes that only compute with sizes.
         size_values: what these nodes compute.
         notes: what the user should know about how the model was read.
+        data_files: the files that initializers lie in, those that were taken inside included.
         is_batch_fixed: whether it runs with the bound batch only, though the file leaves it free.
     """
 
@@ -77,6 +78,7 @@ class Model:
     size_nodes: frozenset[int] = frozenset()
     size_values: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    data_files: list[Path] = field(default_factory=list)
     is_batch_fixed: bool = False
 
     def array(self, name: str) -> Array:
@@ -135,7 +137,7 @@ def load(
         InputError: missing, broken or contradictory file, unknown sizes.
     """
     model = analyse(read_file(path), path.parent, run, asked or {})
-    if runs_batches and model.has_free_batch and _holds_batch(model, run):
+    if runs_batches and holds_batch(model, run):
         model.is_batch_fixed = True
         model.notes.append(
             f"the batch is free in the file, and fixed to {sizes.samples(model.bound)} by what it computes; "
@@ -144,21 +146,24 @@ def load(
     return model
 
 
-def _holds_batch(model: Model, run: Run) -> bool:
-    """Tell whether a model runs with the bound batch and not with twice as many samples."""
+def holds_batch(model: Model, run: Run) -> bool:
+    """Tell whether a model holds a batch that its file leaves free: twice as many samples fail, or nothing grows."""
+    if model.is_batch_fixed or not model.has_free_batch:
+        return model.is_batch_fixed
 
-    def runs(bound: Mapping[str, Shape]) -> bool:
+    def answers(times: int) -> list[Any] | None:
+        bound = {name: (times * shape[0], *shape[1:]) for name, shape in model.bound.items()}
         try:
-            run(model.proto, sizes.example_inputs(model.proto.graph, bound), model.folder)
+            return run(model.proto, sizes.example_inputs(model.proto.graph, bound), model.folder)
         except InputError:
-            return False
-        return True
+            return None
 
-    return not runs({name: (2 * shape[0], *shape[1:]) for name, shape in model.bound.items()}) and runs(model.bound)
+    once, twice = answers(1), answers(2)
+    return once is not None and (twice is None or list(map(np.shape, once)) == list(map(np.shape, twice)))
 
 
 def read_file(path: Path) -> ModelProto:
-    """Parse a model file without its large external data, its nodes in order.
+    """Parse a model file without its external data, its nodes in order.
 
     Raises:
         InputError: it cannot be read or is not an ONNX model.
@@ -180,7 +185,7 @@ def read_file(path: Path) -> ModelProto:
     if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives what is no UTF-8 as bytes
         raise InputError(f"{path} holds names that are no text; it is damaged, export or download it again")
     sort_nodes(model.graph)
-    for tensor in (*_inner_tensors(model), *filter(sizes.may_be_sizes, model.graph.initializer)):
+    for tensor in _inner_tensors(model):
         if is_external(tensor):
             take_inside(tensor, path.parent)
     return model
@@ -215,7 +220,15 @@ def _names(model: ModelProto) -> Iterator[str]:
 
 
 def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Sequence[int]]) -> Model:
-    """Check a model and find the sizes of its tensors; see `load`."""
+    """Check a model and find the sizes of its tensors; see `load`.
+
+    Sizes and positions that lie outside the file are taken inside.
+    """
+    data_files: dict[Path, None] = {}
+    for tensor in filter(is_external, proto.graph.initializer):
+        data_files[external_place(tensor, folder)[0]] = None
+        if sizes.may_be_sizes(tensor):
+            take_inside(tensor, folder)
     bound, notes = sizes.bind_inputs(proto.graph, asked)
     bare = sizes.skeleton(proto, bound)
     check(bare)
@@ -225,15 +238,13 @@ def analyse(proto: ModelProto, folder: Path, run: Run, asked: Mapping[str, Seque
             f"the model uses opset {opset}; opset {OLDEST_OPSET} is the oldest supported, "
             "convert it with onnx.version_converter"
         )
-    for tensor in proto.graph.initializer:
-        if is_external(tensor):
-            external_place(tensor, folder)
     shapes, types, contradiction = sizes.infer(bare)
     stored = stored_tensors(proto)
     for name, tensor in stored.items():
         shapes[name], types[name] = tuple(tensor.dims), tensor.data_type
     frame_bytes = bare.ByteSize() + sum(value.ByteSize() for value in proto.graph.value_info)
     model = Model(proto, folder, read_graph(proto), opset, bound, shapes, types, stored, frame_bytes, notes=notes)
+    model.data_files = list(data_files)
     _find_unknown(model, run, contradiction)
     nodes = sizes.shape_arithmetic(proto.graph, shapes, types, stored)
     try:

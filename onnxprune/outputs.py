@@ -16,7 +16,6 @@ from onnxprune.errors import InputError
 from onnxprune.files import is_same, write_json
 from onnxprune.model import Model
 from onnxprune.reporting import Report
-from onnxprune.weights import external_place, is_external
 
 
 def default_output(path: Path) -> Path:
@@ -68,7 +67,7 @@ def check_apart(model: Model, out: Path, whose: str = "the input model") -> None
     Raises:
         InputError: it would.
     """
-    for file in data_files(model):
+    for file in model.data_files:
         if any(is_same(written, file) for written in (out, models.data_file(out))):
             raise InputError(f"{file} holds the weights of {whose}; choose another -o")
 
@@ -82,7 +81,7 @@ def write_results(path: Path, out: Path, attempt: Attempt, result: ModelProto, r
         draft = Path(scratch) / out.name
         models.save(result, draft, channels.model.folder)
         files = [file for file in (models.data_file(draft), draft) if file.exists()]
-        report.before.file_bytes = path.stat().st_size + sum(file.stat().st_size for file in data_files(channels.model))
+        report.before.file_bytes = path.stat().st_size + sum(file.stat().st_size for file in channels.model.data_files)
         report.after.file_bytes = sum(file.stat().st_size for file in files)
         for kind, content in (("plan", described), ("report", report.to_json())):
             files.append(beside(draft, kind))
@@ -111,9 +110,3 @@ def beside(out: Path, kind: str) -> Path:
 def written_files(out: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
     """List a result, the data that may lie beside it, and what tells of it."""
     return [out, models.data_file(out), *(beside(out, kind) for kind in kinds)]
-
-
-def data_files(model: Model) -> list[Path]:
-    """List the external data files of a model."""
-    external = [t for t in model.stored.values() if is_external(t)]
-    return list(dict.fromkeys(external_place(t, model.folder)[0] for t in external))

@@ -21,7 +21,7 @@ from onnxprune.channels import Channels, find_channels
 from onnxprune.errors import InputError, VerifyError
 from onnxprune.linear import FLOAT_TYPES, HALF_TYPES
 from onnxprune.metrics import Costs
-from onnxprune.model import Model, analyse, check
+from onnxprune.model import Model, analyse, check, holds_batch
 from onnxprune.ops.rule import Mask
 from onnxprune.plan import Plan, kept_atoms, whole
 from onnxprune.weights import Array, Floats, is_external, read
@@ -80,7 +80,7 @@ def verify_lossless(original: Channels, channels: Channels, plan: Plan, level: s
     if level == "none":
         return {}
     model = original.model
-    bound = _first_taken(model, [_with_batch(model, 2)]) or model.bound
+    bound = _batch_of_two(model) or model.bound
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for seed in range(3 if level == "full" else 1)]
     keep = kept_atoms(channels, plan)
     taps = hidden(channels, keep)
@@ -173,10 +173,9 @@ def _check_interface(original: ModelProto, cut: ModelProto) -> str:
 def _check_outputs(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> str:
     """Compare the cut model with the zeroed original on random inputs."""
     model = channels.model
-    batch = _with_batch(model, 2)
-    takes_batch = _first_taken(model, [batch]) is not None
-    bounds = [batch if takes_batch else dict(model.bound)]
-    if level == "full" and takes_batch and batch != model.bound:
+    batch = _batch_of_two(model)
+    bounds = [batch or dict(model.bound)]
+    if level == "full" and batch is not None and batch != model.bound:
         bounds.insert(0, _with_batch(model, 1))
     seeds = range(1, 4 if level == "full" else 2)  # sizes that follow from numbers were found with seed 0
     feeds = [sizes.example_inputs(model.proto.graph, bound, seed) for bound in bounds for seed in seeds]
@@ -202,7 +201,7 @@ def _check_outputs(channels: Channels, plan: Plan, cut: ModelProto, level: str) 
             f"the cut model differs from the original with the same slices zeroed by {worst:.1e} of the largest output"
         )
     noise = f" ({optimized:.1e} with onnxruntime's optimisations)" if optimized > tolerance else ""
-    only = "" if takes_batch else "; the original takes no batch of 2"
+    only = "" if batch is not None else "; the original takes no batch of 2"
     only += "; other sizes not compared" if others and other is None else ""
     return f"equal to the zeroed original within {worst:.1e} of the largest output{noise}{only}"
 
@@ -215,6 +214,14 @@ def _with_batch(model: Model, batch: int) -> Bound:
         if shape and declared and not isinstance(declared[0], int):
             bound[value.name] = (batch, *shape[1:])
     return bound
+
+
+def _batch_of_two(model: Model) -> Bound | None:
+    """Give the sizes of all inputs for two samples (None: it does not take them)."""
+    batch = _with_batch(model, 2)
+    if batch != model.bound and holds_batch(model, runtime.evaluate):
+        return None
+    return _first_taken(model, [batch])
 
 
 def _further(model: Model, bound: Bound) -> list[Bound]:

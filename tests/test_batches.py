@@ -50,6 +50,39 @@ def test_samples_are_evaluated_one_by_one(folder: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
+def swallowing() -> ModelProto:
+    """A network that answers once however many samples it is given."""
+    proto = convs()
+    pool = next(node for node in proto.graph.node if node.op_type == "GlobalAveragePool")
+    flatten = next(node for node in proto.graph.node if node.op_type == "Flatten")
+    pool.CopyFrom(helper.make_node("Reshape", [pool.input[0], "one"], pool.output))
+    flatten.CopyFrom(helper.make_node("ReduceMean", flatten.input, flatten.output, axes=[2], keepdims=0))
+    proto.graph.initializer.append(numpy_helper.from_array(np.asarray([1, 32, -1]), "one"))
+    return proto
+
+
+def test_a_graph_that_answers_once_for_many_samples_gets_one_at_a_time(folder: Path) -> None:
+    write(swallowing(), Path("model.onnx"))
+    assert onnxprune.evaluate("model.onnx", data="data.npz") == onnxprune.evaluate("free.onnx", data="data.npz")
+    settings = CompressSettings({"macs": "0.5"}, align=4)
+    for data in (None, "data.npz"):
+        report = onnxprune.compress("model.onnx", "small.onnx", settings, data=data, force=True)
+        assert "the original takes no batch of 2" in report.checks["outputs"]
+
+
+def test_it_is_still_known_once_dead_channels_are_folded_and_when_training_begins(folder: Path) -> None:
+    proto = holding_one()
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "conv3.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[:3] = 0
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    write(proto, Path("model.onnx"))
+    asked = {"align": 4, "search": "uniform", "finetune_epochs": 1}
+    report = onnxprune.compress("model.onnx", "small.onnx", CompressSettings({"macs": "0.5"}, **asked), data="data.npz")
+    assert report.lossless["channels"] == 3
+    assert "fine-tune" in report.seconds
+
+
 def test_it_is_compressed_and_trained_one_by_one(folder: Path) -> None:
     settings = CompressSettings({"macs": "0.5"}, align=4, search="uniform")
     report = onnxprune.compress("model.onnx", "small.onnx", settings, data="data.npz")

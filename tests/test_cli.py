@@ -304,6 +304,19 @@ def test_compress_keeps_weights_in_a_file_of_their_own_where_the_source_did(fold
     assert read("small.report.json")["after"]["file_bytes"] == total
 
 
+def test_compress_refuses_to_overwrite_sizes_of_its_input_that_lie_outside(folder: Path) -> None:
+    proto = convs()
+    place = next(i for i, node in enumerate(proto.graph.node) if node.op_type == "Flatten")
+    flatten = proto.graph.node[place]
+    flatten.CopyFrom(onnx.helper.make_node("Reshape", [flatten.input[0], "shape"], flatten.output))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([-1, 32]), "shape"))
+    onnx.save(proto, "wide.onnx", save_as_external_data=True, size_threshold=0, all_tensors_to_one_file=False)
+    before = files(folder)
+    message = failed(2, "compress", "wide.onnx", "--flops", 0.5, "-o", "shape", "--force")
+    assert "shape holds the weights of the input model" in message
+    assert files(folder) == before
+
+
 def test_compress_refuses_to_overwrite_the_weights_of_its_input(folder: Path) -> None:
     write_outside(convs(), folder / "wide.onnx")
     (folder / "wide.onnx.data").rename(folder / "small.onnx.data")

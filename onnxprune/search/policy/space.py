@@ -138,4 +138,5 @@ def _saved(problem: Problem, counts: Counts) -> Floats:
     near = [t for t in problem.targets if found[t.metric][0] > (1 - NEAR) * t.limit] or list(problem.targets)
     for target in near:
         total += (found[target.metric][1:] - found[target.metric][0]) / several / max(target.limit, 1)
-    return np.maximum(total, 1e-30)
+    positive = total[total > 0].min(initial=np.inf)  # a whole parameter that nodes share takes less than its copies
+    return np.where(total < 0, positive, np.maximum(total, 1e-30))
