@@ -35,7 +35,7 @@ from onnxprune.reporting import Report
 from onnxprune.runs import Run
 from onnxprune.settings import CompressSettings, resolve
 from onnxprune.stepwise import in_steps
-from onnxprune.summary import summarise, where_time_is
+from onnxprune.summary import note_own, summarise, where_time_is
 from onnxprune.surgery import cut
 from onnxprune.verify import verify, verify_lossless, verify_repaired
 from onnxprune.workers import Workers
@@ -209,6 +209,7 @@ def _proven(
             notes = try_memory(attempt, prepared.original.model, settings.device)
     report = summarise(prepared, attempt, out, clock)
     report.notes += notes
+    note_own(report, attempt.result, trained)
     report.checks = checks
     report.alignments = [tried.summary() for tried in attempts.tried]
     _note_search(report, attempts)

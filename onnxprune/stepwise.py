@@ -27,7 +27,7 @@ from onnxprune.progress import Clock, Progress
 from onnxprune.records import Place, is_finished
 from onnxprune.reporting import Report
 from onnxprune.runs import Run, name_of
-from onnxprune.summary import summarise, where_time_is
+from onnxprune.summary import note_own, summarise, where_time_is
 from onnxprune.surgery import cut
 from onnxprune.targets import parse_target
 from onnxprune.verify import verify, verify_repaired
@@ -122,6 +122,7 @@ class Stepwise:
             with self.clock.stage("measure memory"):
                 notes = try_memory(attempt, self.prepared.original.model, settings.device)
         report = summarise(self.prepared, attempt, self.out, self.clock)
+        note_own(report, attempt.result, trained)
         report.checks = checks
         with self.clock.stage("explain"):
             report.notes += [*notes, *where_time_is(attempt, settings.device)]

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from onnxprune.attempt import Attempt
 from onnxprune.inspection import frozen_parts
 from onnxprune.metrics import METRICS
+from onnxprune.model import stored_tensors
 from onnxprune.predicting.device import Device
 from onnxprune.predicting.shortfall import kernel_times, shortfall
 from onnxprune.prepare import Prepared
 from onnxprune.problem import CLOSE
 from onnxprune.progress import Clock
 from onnxprune.reporting import Measured, Report
+from onnxprune.shapes import numbers
+from onnxprune.weights import NOT_WEIGHTS
 
 
 def where_time_is(attempt: Attempt, device: Device) -> list[str]:
@@ -117,6 +121,25 @@ def _missed(attempt: Attempt, after: Mapping[str, float]) -> list[str]:
         return []
     finest = "; --align 1 comes closer, and may be slower" if (problem.steps > 1).any() else ""
     return [f"single steps of the aligned widths leave {min(open_shares):.1%} of the original's cost unused{finest}"]
+
+
+def note_own(report: Report, cut: ModelProto, result: ModelProto) -> None:
+    """Count what a repair gave to layers of their own that they shared before; no plan can know of it."""
+    added = _stored(result) - _stored(cut)
+    if added <= 0:
+        return
+    report.after.params += added
+    note = f"layers that shared parameters have their own since the repair, {added} in all"
+    if "params" in report.target:
+        told = report.target["params"]
+        told["reached"] += added
+        if told["reached"] > told["limit"]:
+            note += ", with which the target for parameters is missed; ask for fewer, or take --repair none"
+    report.notes.append(note)
+
+
+def _stored(proto: ModelProto) -> int:
+    return sum(numbers(t.dims) for t in stored_tensors(proto).values() if t.data_type not in NOT_WEIGHTS)
 
 
 def _measured(costs: Mapping[str, float], times: dict[str, float] | None, memory: int | None, batch: int) -> Measured:

@@ -178,6 +178,23 @@ def test_a_target_for_parameters_is_met_though_copies_are_made(tmp_path: Path) -
     assert report.after.params == stored_params(onnx.load(tmp_path / "small.onnx")) <= 0.1 * stored_params(proto)
 
 
+@pytest.mark.parametrize(("share", "is_met"), [("0.6", False), ("0.71", True)])
+def test_what_a_repair_gives_to_layers_that_shared_it_is_counted(share: str, is_met: bool, tmp_path: Path) -> None:
+    b = nets.Builder()
+    x, bias = b.stem(32), b.positive(64)
+    layers = [b.relu(b.conv(x, 32, 32)) for _ in range(4)]
+    proto = b.done(*(b.node("Conv", layer, b.weight(64, 32, 1, 1), bias) for layer in layers))
+    onnx.save(proto, tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((300, 3, 6, 6)).astype(np.float32))
+    asked = CompressSettings({"params": share}, align=1 if not is_met else 8, search="uniform")
+    report = onnxprune.compress(tmp_path / "net.onnx", tmp_path / "small.onnx", asked, data=tmp_path / "x.npy")
+    counted = stored_params(onnx.load(tmp_path / "small.onnx"))
+    assert report.after.params == report.target["params"]["reached"] == counted
+    assert (counted <= report.target["params"]["limit"]) == is_met
+    assert any("have their own since the repair, 192 in all" in note for note in report.notes)
+    assert any("the target for parameters is missed" in note for note in report.notes) != is_met
+
+
 def small_sizes(proto: ModelProto) -> set[str]:
     """Name the results of shape arithmetic: a few bytes each, which nobody needs to count."""
     makers = {name: node for node in proto.graph.node for name in node.output}
