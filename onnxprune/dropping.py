@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from onnxprune import runtime
+from onnxprune.attempt import Attempt
 from onnxprune.attempts import Attempts
 from onnxprune.course import TIME_IS_UP
 from onnxprune.errors import TargetError
@@ -55,7 +56,7 @@ def smallest_within(
         except TargetError:
             low = share
             continue
-        drop = _drop(found, journal, finish)
+        drop = drop_of(found.best, journal, finish)
         progress.say(
             f"trial {trial} of {TRIALS}: {found.best.macs_share:.1%} of the FLOPs kept, {drop:.2f} points lost"
         )
@@ -69,10 +70,10 @@ def smallest_within(
     return best
 
 
-def _drop(attempts: Attempts, journal: Journal, finish: Finish) -> float:
-    """Repair what was found, and measure the points that it loses."""
-    channels, plan = attempts.best.channels, attempts.best.plan
-    return journal.drop(plan, lambda: finish.loss(plan, cut(channels, plan, runtime.evaluate)))
+def drop_of(attempt: Attempt, journal: Journal, finish: Finish) -> float:
+    """Give the points that a plan loses once it is repaired; it is cut only where nothing has measured them."""
+    plan = attempt.plan
+    return journal.drop(plan, lambda: finish.loss(plan, cut(attempt.channels, plan, runtime.evaluate)))
 
 
 def _target(share: float) -> dict[str, str]:

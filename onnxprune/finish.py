@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,10 @@ class Finish:
 
         source, parts = self._prepared.source, self._parts
         original = self._prepared.original.model
-        run_with = partial(load, run=runtime.evaluate, asked=self._settings.shapes, runs_batches=True)
-        teacher = original if source.teacher is None else run_with(source.teacher)
-        smaller = analyse(model, original.folder, runtime.evaluate, self._settings.shapes)
+        teacher, shapes = original, self._settings.shapes
+        if source.teacher is not None:
+            teacher = load(source.teacher, runtime.evaluate, shapes, runs_batches=True)
+        smaller = analyse(model, original.folder, runtime.evaluate, shapes)
         smaller.is_batch_fixed = original.is_batch_fixed
         identity = {"plan": digest(plan), "samples": parts.train.sha256, "teacher": teacher.sha256}
         lesson = Lesson(smaller, teacher, parts.train, parts.search.loaded(), source.label_offset, identity)

@@ -63,7 +63,7 @@ class Model:
         size_values: what these nodes compute.
         notes: what the user should know about how the model was read.
         data_files: the files that initializers lie in, those that were taken inside included.
-        is_batch_fixed: whether it runs with the bound batch only, though the file leaves it free.
+        is_batch_fixed: whether it runs with the bound batch only, though the file leaves it free (None: not tried).
     """
 
     proto: ModelProto
@@ -79,7 +79,7 @@ class Model:
     size_values: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     data_files: list[Path] = field(default_factory=list)
-    is_batch_fixed: bool = False
+    is_batch_fixed: bool | None = None
 
     def array(self, name: str) -> Array:
         """Read the numbers of a stored tensor."""
@@ -137,8 +137,9 @@ def load(
         InputError: missing, broken or contradictory file, unknown sizes.
     """
     model = analyse(read_file(path), path.parent, run, asked or {})
-    if runs_batches and holds_batch(model, run):
-        model.is_batch_fixed = True
+    if runs_batches:
+        model.is_batch_fixed = holds_batch(model, run)
+    if model.is_batch_fixed:
         model.notes.append(
             f"the batch is free in the file, and fixed to {sizes.samples(model.bound)} by what it computes; "
             "exported with a free batch all the way the model takes less time here"
@@ -148,8 +149,8 @@ def load(
 
 def holds_batch(model: Model, run: Run) -> bool:
     """Tell whether a model holds a batch that its file leaves free: twice as many samples fail, or nothing grows."""
-    if model.is_batch_fixed or not model.has_free_batch:
-        return model.is_batch_fixed
+    if model.is_batch_fixed is not None or not model.has_free_batch:
+        return bool(model.is_batch_fixed)
 
     def answers(times: int) -> list[Any] | None:
         bound = {name: (times * shape[0], *shape[1:]) for name, shape in model.bound.items()}

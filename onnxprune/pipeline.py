@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 from onnxprune import model as models
 from onnxprune import plan as plans
 from onnxprune import runtime
-from onnxprune.attempt import WORDS, Attempt, check_runs, early_end, try_memory
+from onnxprune.attempt import WORDS, check_runs, early_end, try_memory
 from onnxprune.attempts import Attempts
 from onnxprune.criteria import Evidence, importance
 from onnxprune.data import read_data, read_preprocess
-from onnxprune.dropping import smallest_within
+from onnxprune.dropping import drop_of, smallest_within
 from onnxprune.errors import InputError
 from onnxprune.evaluation import Judge, Scores, evaluate_model
 from onnxprune.finish import Finish, points_lost
@@ -252,7 +252,7 @@ def _search(
             if finish is not None and journal is not None and settings.max_drop is not None:
                 attempting = partial(attempting, allows=partial(_loses_little, journal, finish, settings.max_drop))
                 attempts = smallest_within(settings.max_drop, prepared, attempting, journal, finish, progress)
-                lost = _planned_drop(journal, finish, attempts.best) if dry_run else None
+                lost = drop_of(attempts.best, journal, finish) if dry_run else None
             else:
                 attempts = attempting(progress)
         if not dry_run:
@@ -279,12 +279,6 @@ def _judging(prepared: Prepared, finish: Finish | None, run: Run) -> Iterator[Jo
 def _loses_little(journal: Journal, finish: Finish, points: float, plan: Plan, smaller: ModelProto) -> bool:
     """Tell whether a cut model, once repaired, loses no more points than that."""
     return journal.drop(plan, lambda: finish.loss(plan, smaller)) <= points
-
-
-def _planned_drop(journal: Journal, finish: Finish, attempt: Attempt) -> float:
-    """Give the points that a plan loses once it is repaired; it is cut only where no trial has measured them."""
-    plan = attempt.plan
-    return journal.drop(plan, lambda: finish.loss(plan, cut(attempt.channels, plan, runtime.evaluate)))
 
 
 def _note_search(report: Report, attempts: Attempts) -> None:

@@ -58,8 +58,10 @@ def verify(channels: Channels, plan: Plan, cut: ModelProto, level: str) -> dict[
     if empty is not None:
         raise InputError(f"input {empty!r} has a size of 0, so no outputs can be compared; --verify none does without")
     checks = {"checker": _check_valid(cut, model.bound), "interface": _check_interface(model.proto, cut)}
-    counted = _recounted(channels, cut)
-    macs, params = _check_macs(channels, plan, counted), _check_params(channels, plan, counted)
+    # branches that lose all their channels leave constants that no plan counts
+    planned, counted = Costs(channels).of(plan.counts), _recounted(channels, cut)
+    macs = _check_macs(planned, counted)
+    params = _check_params(planned, counted, ADDED * len(model.graph.nodes) if plan.counts.all() else np.inf)
     checks["macs"] = f"{macs} recounted as planned, with {params} parameters"
     checks["outputs"] = _check_outputs(channels, plan, cut, level)
     return checks
@@ -103,7 +105,7 @@ def verify_repaired(channels: Channels, plan: Plan, result: ModelProto, level: s
         return {}
     model = channels.model
     found = [_check_valid(result, model.bound), _check_interface(model.proto, result)]
-    _check_macs(channels, plan, _recounted(channels, result))
+    _check_macs(Costs(channels).of(plan.counts), _recounted(channels, result))
     feed = sizes.example_inputs(model.proto.graph, model.bound)
     try:
         runtime.Session(result, folder=model.folder, threads=1).run(feed)
@@ -130,23 +132,19 @@ def _recounted(channels: Channels, smaller: ModelProto) -> Mapping[str, Floats]:
     return Costs(found).of([g.width for g in found.groups])
 
 
-def _check_macs(channels: Channels, plan: Plan, recounted: Mapping[str, Floats]) -> int:
+def _check_macs(planned: Mapping[str, Floats], recounted: Mapping[str, Floats]) -> int:
     """Make sure that the MACs of a cut model are those that were planned."""
-    counted = int(recounted["macs"][0])
-    planned = int(Costs(channels).of(plan.counts)["macs"][0])
-    if counted != planned:
-        raise VerifyError(f"the cut model has {counted} MACs, {planned} were planned")
+    wanted, counted = (int(costs["macs"][0]) for costs in (planned, recounted))
+    if counted != wanted:
+        raise VerifyError(f"the cut model has {counted} MACs, {wanted} were planned")
     return counted
 
 
-def _check_params(channels: Channels, plan: Plan, recounted: Mapping[str, Floats]) -> int:
-    """Make sure that a cut model holds no more parameters than planned, but for a few that surgery adds.
-
-    Branches that lose all their channels leave constants that no plan counts; with such nothing is refused.
-    """
-    counted, planned = (round(float(costs["params"][0])) for costs in (recounted, Costs(channels).of(plan.counts)))
-    if counted - planned > ADDED * len(channels.model.graph.nodes) and min(plan.counts, default=1) > 0:
-        raise VerifyError(f"the cut model has {counted} parameters, {planned} were planned")
+def _check_params(planned: Mapping[str, Floats], recounted: Mapping[str, Floats], added: float) -> int:
+    """Make sure that a cut model holds no more parameters than planned, but for those that surgery may have added."""
+    wanted, counted = (round(float(costs["params"][0])) for costs in (planned, recounted))
+    if counted - wanted > added:
+        raise VerifyError(f"the cut model has {counted} parameters, {wanted} were planned")
     return counted
 
 
@@ -284,14 +282,15 @@ def _run(
 
     Where the weights lack a zero point, or share one, onnxruntime cannot do that: it does not load or does not run.
     """
-    for saturates in (False, True):
-        try:
-            session = runtime.Session(model, folder=folder, threads=1, optimize=optimize, saturates=saturates)
-            return [session.run(feed) for feed in feeds]
-        except InputError:
-            if saturates:
-                raise
-    raise AssertionError("the second way returns or raises")
+
+    def run(saturates: bool) -> list[list[Any]]:
+        session = runtime.Session(model, folder=folder, threads=1, optimize=optimize, saturates=saturates)
+        return [session.run(feed) for feed in feeds]
+
+    try:
+        return run(saturates=False)
+    except InputError:
+        return run(saturates=True)
 
 
 def _answers(

@@ -220,8 +220,9 @@ def _zeroable_axes(channels: Channels, only_contracted: bool) -> Callable[[Key],
     """Say which axes of a stored tensor may be zeroed, given who reads it."""
     untouched: set[Key] = set()
     contracted: dict[Key, set[int]] = {}
-    makers = {t.name: index for index, node in enumerate(channels.model.graph.nodes) for t in node.outputs}
-    for index, node in enumerate(channels.model.graph.nodes):
+    nodes = channels.model.graph.nodes
+    makers: dict[Key, int] = {t.name: index for index, node in enumerate(nodes) for t in node.outputs}
+    for index, node in enumerate(nodes):
         for position, axes in enumerate(channels.view(index).inputs):
             if axes is None:
                 continue
@@ -251,7 +252,7 @@ def _contracted_axis(node: gs.Node, position: int) -> int | None:
     return None
 
 
-def _made_of(channels: Channels, makers: Mapping[str, int], axes: Axes, axis: int) -> set[tuple[Key, int]]:
+def _made_of(channels: Channels, makers: Mapping[Key, int], axes: Axes, axis: int) -> set[tuple[Key, int]]:
     """Follow an axis of a tensor back, itself included, to where the same slices being zero makes them zero in it."""
     found: set[tuple[Key, int]] = set()
     left = [(axes, axis)]
@@ -260,9 +261,11 @@ def _made_of(channels: Channels, makers: Mapping[str, int], axes: Axes, axis: in
         if (axes.key, axis) in found:
             continue
         found.add((axes.key, axis))
-        index = makers.get(axes.key) if isinstance(axes.key, str) else None
-        node = None if index is None else channels.model.graph.nodes[index]
-        if index is None or node is None or node.op not in PASSES_ZERO:
+        index = makers.get(axes.key)
+        if index is None:
+            continue
+        node = channels.model.graph.nodes[index]
+        if node.op not in PASSES_ZERO:
             continue
         if node.op == "Transpose":
             axis = list(node.attrs.get("perm", reversed(range(len(axes)))))[axis]
